@@ -1,0 +1,385 @@
+"""What does Python code call? Pictures in, bytes out, and back: `dcodec.encode`, `decode`, `progressive`, `info`.
+
+The method itself is in `codec`; here budgets, estimates and picture types meet it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcodec.container import HEADER_SIZE, MAX_SIDE, BitstreamError, Header
+from dcodec.pictures import PictureError, from_array, from_image, to_image
+from dcodec.prior import catalog
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from dcodec.codec import Setting, State, Written
+    from dcodec.entropy import Encoder
+    from dcodec.prior import Prior
+
+Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
+Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
+Report = dict[str, Any]
+
+MEAN_SAMPLES = 16  # that the mean estimate averages
+SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
+_LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """mean (C, h, w): least squared error; samples: realistic pictures, (C, h, w) each; std (h, w): over the samples."""
+
+    mean: Pixels
+    samples: tuple[Pixels, ...]
+    std: Pixels
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the first `size` bytes show. std (h, w): per-pixel standard deviation over samples, in units of [-1, 1]."""
+
+    size: int
+    bpp: float
+    mean: "Image.Image"
+    sample: "Image.Image"
+    std: Pixels
+
+
+class _Counted:
+    """A prior that counts its evaluations, of one picture each, in full-size equivalents too."""
+
+    def __init__(self, prior: "Prior") -> None:
+        self._prior, self.evaluations = prior, 0
+        self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
+        self.seconds = 0.0
+
+    def __call__(self, x: "Tensor", sigma: float) -> "Tensor":
+        begin = time.perf_counter()
+        out = self._prior(x, sigma)
+        self.evaluations += len(x)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+    def to(self, device: str) -> "_Counted":
+        return _Counted(self._prior.to(device))
+
+
+def encode(
+    image: "Image.Image | NDArray[Any]",
+    *,
+    bpp: float | None = None,
+    size: int | None = None,
+    psnr: float | None = None,
+    preset: str = "fast",
+    rows: int | None = None,
+    prior: str = catalog.DEFAULT,
+    device: str = "cpu",
+    seed: int = 0,
+    chunk: int = 0,
+    report: Report | None = None,
+    progress: Progress | None = None,
+) -> bytes:
+    """Compress a picture to a `.dcx` stream.
+
+    image: a Pillow image, uint8 or uint16 (h, w) or (h, w, 3), or float32 (C, h, w) in [-1, 1].
+    bpp, size, psnr: exactly one; bits a pixel and bytes are met exactly, header included; psnr (dB) ends the stream at the
+    first prefix whose mean estimate reaches it.
+    preset: `fast`, or `psc` with `rows` rows a step (1). prior: a name or a safetensors file. seed: of the shared noise.
+    chunk: samples in the denoiser at once (0: by memory); never changes the bytes.
+    report: filled with bytes, bpp, psnr, refreshes, nfe, seconds. progress: called as progress(bits, of, note).
+    Raises ValueError (PictureError for the picture) when an argument does not make sense.
+    """
+    begin = time.perf_counter()
+    if sum(option is not None for option in (bpp, size, psnr)) != 1:
+        raise ValueError("give exactly one of bpp, size and psnr")
+    if preset not in ("fast", "psc"):
+        raise ValueError(f"preset {preset!r} is unknown: it is fast or psc")
+    entry = catalog.find(prior)
+    x = _picture(image)
+    c, h, w = x.shape
+    if bpp is not None:
+        size = int(math.floor(bpp * w * h / 8 + 1e-9))
+    if size is not None and size < HEADER_SIZE:
+        raise ValueError(f"a budget of {size} bytes is smaller than the header of {HEADER_SIZE}")
+    header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, entry.digest[:2], seed)
+    header.pack()  # refuses fields out of range before the work starts
+
+    import torch
+
+    from dcodec import codec
+
+    counted = _Counted(catalog.load(entry, device))
+    setting = codec.Setting.of(header, counted, device, chunk)
+    y = torch.from_numpy(x)[None] * (_LUMA if c == 1 else 1.0)
+    if size is not None:
+        written, payload = _encode_to_size(y, header, setting, size - HEADER_SIZE, progress)
+    else:
+        assert psnr is not None
+        written, payload = _encode_to_psnr(y, x, header, setting, psnr, progress)
+    data = written.header.pack() + written.encoder.cut(payload)
+    if report is not None:
+        nfe = counted.evaluations
+        state = written.settled(setting, payload)
+        report.update(
+            bytes=len(data), bpp=8 * len(data) / (w * h), psnr=_psnr(x, _mean(setting, state)),
+            refreshes=len(written.levels), nfe=nfe, denoiser_seconds=counted.seconds, seconds=time.perf_counter() - begin,
+        )  # fmt: skip
+    return data
+
+
+def _encode_to_size(
+    y: "Tensor", header: Header, setting: "Setting", payload: int, progress: Progress | None
+) -> tuple["Written", int]:
+    from dcodec import codec
+
+    def enough(state: "State", encoder: "Encoder") -> bool:
+        if progress:
+            progress(min(encoder.bits, 8 * payload), 8 * payload, f"refresh {state.refresh}")
+        return encoder.filled(payload)
+
+    return codec.encode(y, header, setting, enough), payload
+
+
+def _encode_to_psnr(
+    y: "Tensor", x: Pixels, header: Header, setting: "Setting", target: float, progress: Progress | None
+) -> tuple["Written", int]:
+    """Walk past the target, then bisect for the shortest prefix that reaches it."""
+    from dcodec import codec
+
+    best, ends = 0.0, [0]
+
+    def enough(state: "State", encoder: "Encoder") -> bool:
+        nonlocal best
+        if best >= target:  # one step further, so that no sealed end is ever shipped
+            return True
+        best = _psnr(x, _mean(setting, state))
+        ends.append(encoder.bits // 8)
+        if progress:
+            progress(int(100 * min(best, target)), int(100 * target), f"{best:.2f} dB at {encoder.bits} bit")
+        return False
+
+    written = codec.encode(y, header, setting, enough)
+    if best < target:
+        raise ValueError(f"PSNR {target} dB is out of reach: all there is to say gives {best:.2f} dB")
+    low, high = max(ends[-2] - 8, 0), ends[-1] + 8
+    while high - low > max(1, high // 256):
+        middle = (low + high) // 2
+        if _psnr(x, _mean(setting, written.settled(setting, middle))) >= target:
+            high = middle
+        else:
+            low = middle
+    return written, high
+
+
+def decode(
+    data: bytes,
+    *,
+    estimate: str = "mean",
+    size: int | None = None,
+    prior: str | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+    chunk: int = 0,
+    max_side: int = MAX_SIDE,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> "Image.Image":
+    """The picture that a stream, or its first `size` bytes, describes.
+
+    estimate: `mean` (least squared error) or `sample` (realistic). prior: the weights file, for streams of a prior that is
+    not installed. seed: of the estimate's own noise; other seeds give other samples of the same bits.
+    Raises BitstreamError when the stream is damaged or made with another prior, ValueError for senseless arguments.
+    """
+    if estimate not in ("mean", "sample"):
+        raise ValueError(f"estimate {estimate!r} is unknown: it is mean or sample")
+    session = _Session.of(data, size, prior, device, chunk, max_side, progress)
+    (_, state), = session.states([session.size])
+    x = _mean(session.setting, state, seed) if estimate == "mean" else _samples(session.setting, state, 1, seed)[0]
+    session.fill(report)
+    return to_image(x)
+
+
+def decode_many(
+    data: bytes,
+    *,
+    samples: int,
+    size: int | None = None,
+    prior: str | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+    chunk: int = 0,
+    max_side: int = MAX_SIDE,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> Decoded:
+    """Several pictures that all agree with the bits, their mean estimate and their spread; arguments as for `decode`."""
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, not {samples}")
+    session = _Session.of(data, size, prior, device, chunk, max_side, progress)
+    (_, state), = session.states([session.size])
+    drawn = _samples(session.setting, state, samples, seed)
+    mean = _mean(session.setting, state, seed)
+    session.fill(report)
+    return Decoded(mean, tuple(drawn), _std(drawn))
+
+
+def progressive(
+    data: bytes,
+    *,
+    steps: int = 6,
+    prior: str | None = None,
+    device: str = "cpu",
+    chunk: int = 0,
+    max_side: int = MAX_SIDE,
+    progress: Progress | None = None,
+) -> Iterator[Snapshot]:
+    """What `steps` prefixes show, sizes rising geometrically to the whole stream; one walk for all of them."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    session = _Session.of(data, None, prior, device, chunk, max_side, progress)
+    first = min(max(len(data) / 32, HEADER_SIZE + 4.0), len(data))
+    ratio = (len(data) / first) ** (1 / max(steps - 1, 1))
+    sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
+    pixels = session.header.width * session.header.height
+    for size, state in session.states(sizes):
+        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=8)
+        mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
+        sample = _samples(session.setting, state, 1, None)[0]
+        yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(drawn))
+
+
+def info(data: bytes) -> dict[str, Any]:
+    """The header of a stream as plain values, its size, and the installed prior it asks for; needs no torch."""
+    header = Header.unpack(data)
+    entry = catalog.identify(header.prior)
+    return {
+        "width": header.width,
+        "height": header.height,
+        "mode": "L" if header.gray else "RGB",
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "preset": header.preset,
+        "rows": header.rows,
+        "prior": entry.name if entry else None,
+        "prior_id": header.prior.hex(),
+        "seed": header.seed,
+        "step": header.step,
+        "fingerprint": header.fingerprint.hex(),
+    }
+
+
+def priors() -> list[dict[str, Any]]:
+    """Installed priors: name, path, bytes, sha256, domain; needs no torch."""
+    return [
+        {
+            "name": entry.name,
+            "path": str(entry.path) if entry.path else None,
+            "bytes": entry.size,
+            "sha256": entry.digest.hex(),
+            "domain": entry.domain,
+        }
+        for entry in catalog.installed()
+    ]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A stream about to be decoded."""
+
+    data: bytes
+    size: int
+    header: Header
+    setting: "Setting"
+    counted: _Counted
+    begin: float
+    progress: Progress | None
+
+    @classmethod
+    def of(
+        cls, data: bytes, size: int | None, prior: str | None, device: str, chunk: int, max_side: int,
+        progress: Progress | None,
+    ) -> "_Session":  # fmt: skip
+        begin = time.perf_counter()
+        size = len(data) if size is None else min(size, len(data))
+        header = Header.unpack(data[: max(size, 0)])
+        if max(header.width, header.height) > max_side:
+            raise BitstreamError(
+                f"the stream describes {header.width}x{header.height} pixels, the limit is {max_side} a side (--max-side)"
+            )
+        entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
+        if entry is None:
+            raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior FILE)")
+        if entry.digest[:2] != header.prior:
+            raise BitstreamError(f"the stream was made with prior {header.prior.hex()}, not with {entry.name} {entry.digest[:2].hex()}")
+
+        from dcodec import codec
+
+        counted = _Counted(catalog.load(entry, device))
+        return cls(data, size, header, codec.Setting.of(header, counted, device, chunk), counted, begin, progress)
+
+    def states(self, sizes: list[int]) -> Iterator[tuple[int, "State"]]:
+        """The state that each prefix settles."""
+        from dcodec import codec
+
+        bits = 8 * (max(sizes) - HEADER_SIZE)
+
+        def tell(done: float) -> None:
+            if self.progress:
+                self.progress(min(int(done), bits), bits, "")
+
+        yield from codec.states(self.data, self.header, self.setting, sizes, tell)
+
+    def fill(self, report: Report | None) -> None:
+        if report is not None:
+            report.update(
+                bytes=self.size, bpp=8 * self.size / (self.header.width * self.header.height),
+                nfe=self.counted.evaluations, denoiser_seconds=self.counted.seconds,
+                seconds=time.perf_counter() - self.begin,
+            )  # fmt: skip
+
+
+def _picture(image: Any) -> Pixels:
+    """Any accepted picture -> (C, h, w) float32 in [-1, 1]."""
+    if not isinstance(image, np.ndarray):
+        return from_image(image)
+    if image.dtype != np.float32:
+        return from_array(image)
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise PictureError(f"expected a float32 picture of shape (1 or 3, h, w), not {image.shape}")
+    if not np.isfinite(image).all():
+        raise PictureError("the picture holds NaN or infinity")
+    return image
+
+
+def _samples(setting: "Setting", state: "State", count: int, seed: int | None, n: int = SAMPLE_EVALUATIONS) -> Pixels:
+    """(count, C, h, w) samples, not clipped."""
+    from dcodec import codec
+
+    x = codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n).numpy()
+    return x / np.float32(_LUMA) if setting.layout.channels == 1 else x
+
+
+def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
+    mean: Pixels = _samples(setting, state, MEAN_SAMPLES, seed, n=8).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def _std(drawn: Pixels) -> Pixels:
+    """(S, C, h, w) -> (h, w), root of the variance over samples averaged over channels."""
+    std: Pixels = np.sqrt(drawn.var(axis=0, dtype=np.float64).mean(axis=0)).astype(np.float32)
+    return std
+
+
+def _psnr(x: Pixels, y: Pixels) -> float:
+    """PSNR in dB of the 8-bit picture that `y` becomes, against `x` at its own depth."""
+    shown = np.rint((np.clip(y, -1, 1) + 1) * 127.5)
+    error = float(np.mean((shown - (x.astype(np.float64) + 1) * 127.5) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf

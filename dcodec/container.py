@@ -1,0 +1,73 @@
+"""Which bytes make a .dcx file?  See SPEC.md; this module needs nothing but `struct`.
+
+    header (14 bytes) | payload: range coder's words, big-endian, cut anywhere
+"""
+
+import struct
+from dataclasses import dataclass
+
+MAGIC = b"\x8adx"
+VERSION = 1
+MAX_SIDE = 4096
+PRESETS = ("fast", "psc")
+
+_STRUCT = struct.Struct(">3sBHH2sBB2s")
+HEADER_SIZE = _STRUCT.size
+
+
+class BitstreamError(ValueError):
+    """The bytes are no .dcx stream that this decoder can decode; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that the decoder is told besides symbols.
+
+    width, height: 1 .. 65536 pixels. gray: one channel instead of three. preset: a name of PRESETS.
+    rows: rows of H a step (preset psc), 1 .. 31; 0 for fast. prior: first two bytes of the prior's sha256.
+    seed: 0 .. 255, key of the shared noise. step: first quantization step, in eighths of an octave from the preset's own.
+    fingerprint: two bytes of a hash of the first step's directions.
+    """
+
+    width: int
+    height: int
+    gray: bool
+    preset: str
+    rows: int
+    prior: bytes
+    seed: int = 0
+    step: int = 128
+    fingerprint: bytes = b"\0\0"
+
+    def pack(self) -> bytes:
+        """The 14 header bytes; ValueError when a field is out of its range."""
+        if not (1 <= self.width <= 65536 and 1 <= self.height <= 65536):
+            raise ValueError(f"picture size {self.width}x{self.height} is outside 1..65536")
+        if not (0 <= self.rows <= 31 and 0 <= self.seed <= 255 and 0 <= self.step <= 255):
+            raise ValueError("rows, seed or step out of range (0..31, 0..255, 0..255)")
+        kind = VERSION << 4 | PRESETS.index(self.preset) << 1 | int(self.gray)
+        # psc needs no finer step than an octave (3 bits), fast no rows
+        step = self.rows << 3 | self.step >> 5 if self.preset == "psc" else self.step
+        return _STRUCT.pack(
+            MAGIC, kind, self.width - 1, self.height - 1, self.prior, self.seed, step, self.fingerprint
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Header":
+        """Read the header of `data`; BitstreamError when it is not one of this version."""
+        if not MAGIC.startswith(data[: len(MAGIC)]):
+            raise BitstreamError("not a .dcx file: it does not start with the bytes 8A 64 78")
+        if len(data) < HEADER_SIZE:
+            raise BitstreamError(f"{len(data)} bytes are too few for a .dcx header of {HEADER_SIZE}")
+        _, kind, width, height, prior, seed, step, fingerprint = _STRUCT.unpack_from(data)
+        if kind >> 4 != VERSION:
+            raise BitstreamError(f".dcx version {kind >> 4} is unknown to this decoder (it reads {VERSION})")
+        if kind >> 1 & 7 >= len(PRESETS):
+            raise BitstreamError(f"preset {kind >> 1 & 7} is unknown to this decoder")
+        preset = PRESETS[kind >> 1 & 7]
+        rows = step >> 3 if preset == "psc" else 0
+        if preset == "psc":
+            if rows == 0:
+                raise BitstreamError("preset psc with 0 rows a step")
+            step = (step & 7) << 5
+        return cls(width + 1, height + 1, bool(kind & 1), preset, rows, prior, seed, step, fingerprint)

@@ -1,0 +1,160 @@
+"""How do symbols become bits, and which symbols does a prefix settle?
+
+A range coder (constriction) under fixed integer frequency tables, one per spread of the projection; how well the spreads
+predicted so far is tracked by both sides and shifts the table. Words are stored big-endian, so that a prefix of the bytes
+is a prefix of the number that the coder narrows down: a symbol is settled by a prefix iff the continuations 00.. and ff..
+decode it alike.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+from constriction import stream
+from numpy.typing import NDArray
+
+from dcodec.exact.functions import exp, normal_cdf
+from dcodec.quantize import ROUNDING, SPREADS, SYMBOL_MAX, Symbols
+
+Levels = NDArray[np.int64]
+
+PRECISION = 24  # bits of a table's total frequency
+GAUSSIAN_SHARE = 0.6  # the rest is Laplacian: predicted variances are themselves uncertain
+RUN = 256  # symbols coded between two looks at how well the model fits
+# ratios of seen to expected squares at which the table shifts by one more: halfway between spreads, 2 octaves each way
+_SHIFT_EDGES = (SPREADS[:24] * SPREADS[1:25])[:24] / (SPREADS[12] * SPREADS[12])
+_GUARD = 64  # bits that the coder may hold back past those it has settled
+
+
+def frequencies(spread: float) -> NDArray[np.int64]:
+    """Integer frequencies (2 * SYMBOL_MAX + 1,) of a symbol whose projection has this standard deviation in steps."""
+    edges = (np.arange(SYMBOL_MAX + 2) - ROUNDING) / spread  # |symbol| >= k from edges[k] on
+    edges[0] = 0.0
+    tail = GAUSSIAN_SHARE * 2.0 * normal_cdf(-edges) + (1.0 - GAUSSIAN_SHARE) * exp(edges * -1.4142135623730951)
+    bins = tail[:-1] - tail[1:]  # P(|symbol| = k)
+    one_side = np.maximum(np.rint(bins[1:] * 2.0 ** (PRECISION - 1)), 1.0).astype(np.int64)
+    zero = (1 << PRECISION) - 2 * int(one_side.sum())
+    return np.concatenate([one_side[::-1], [zero], one_side])
+
+
+@cache
+def _table(level: int) -> tuple[Any, float]:
+    """The coder's model of a spread, and the mean square of its symbols."""
+    f = frequencies(float(SPREADS[level]))
+    k = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 1)
+    mean_square = int((f * k * k).sum()) / (1 << PRECISION)
+    return stream.model.Categorical(f * 2.0**-PRECISION, perfect=False), mean_square
+
+
+class Fit:
+    """How the squares of symbols so far compare with the tables that coded them; both sides keep the same account."""
+
+    _LIMIT = 4096.0
+
+    def __init__(self) -> None:
+        self.expected = self.seen = 24.0
+
+    def level(self, level: int) -> int:
+        """The table for rows of this predicted level, shifted by what was seen."""
+        shift = int(np.searchsorted(_SHIFT_EDGES, self.seen / self.expected)) - len(_SHIFT_EDGES) // 2
+        return min(max(level + shift, 0), len(SPREADS) - 1)
+
+    def update(self, level: int, symbols: Symbols) -> None:
+        """Account for symbols whose predicted level (before any shift) was `level`."""
+        mean_square = _table(level)[1]
+        squares = int((symbols.astype(np.int64) ** 2).sum())
+        weight = 1.0 / (mean_square + 0.5)  # wide rows must not drown the others
+        self.seen += squares * weight
+        self.expected += len(symbols) * mean_square * weight
+        if self.expected > self._LIMIT:
+            self.seen, self.expected = self.seen * 0.5, self.expected * 0.5
+
+
+def _runs(levels: Levels) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, level) of maximal runs of equal levels, at most RUN long."""
+    edges = np.flatnonzero(np.diff(levels)) + 1
+    for start, stop in zip([0, *edges], [*edges, len(levels)], strict=True):
+        for first in range(start, stop, RUN):
+            yield first, min(first + RUN, stop), int(levels[start])
+
+
+def _information(level: int, symbols: Symbols) -> float:
+    """Bits that `symbols` take under a table; for progress bars, no part of the state."""
+    return float((PRECISION - np.log2(frequencies(float(SPREADS[level]))[symbols + SYMBOL_MAX])).sum())
+
+
+class Encoder:
+    """Symbols -> bytes."""
+
+    def __init__(self) -> None:
+        self._coder, self._fit = stream.queue.RangeEncoder(), Fit()
+
+    def write(self, symbols: Symbols, levels: Levels) -> None:
+        """Append `symbols` (n,) int32, coded under the tables of `levels` (n,), indices into quantize.SPREADS."""
+        for start, stop, level in _runs(levels):
+            part = np.ascontiguousarray(symbols[start:stop], np.int32)
+            self._coder.encode(part + SYMBOL_MAX, _table(self._fit.level(level))[0])
+            self._fit.update(level, part)
+
+    @property
+    def bits(self) -> int:
+        """Bits written so far, about 64 of them not yet settled."""
+        return int(self._coder.num_bits())
+
+    def cut(self, size: int) -> bytes:
+        """The first `size` bytes. Sealed ends are never shipped unless the walk itself ended: they would settle symbols
+        that nobody wrote. Zeros fill what an ended walk leaves."""
+        data: bytes = self._coder.get_compressed().astype(">u4").tobytes()
+        return data[:size].ljust(size, b"\0")
+
+    def filled(self, size: int) -> bool:
+        """Whether the first `size` bytes can no longer change."""
+        return self.bits >= 8 * size + _GUARD
+
+
+class Decoder:
+    """A prefix of bytes -> the symbols that it settles."""
+
+    def __init__(self, data: bytes) -> None:
+        self._fit, self.ended, self.bits = Fit(), False, 0.0
+        words = [
+            np.frombuffer(data + bytes([fill]) * (-len(data) % 4 + 16), ">u4").astype(np.uint32)
+            for fill in (0x00, 0xFF)
+        ]
+        self._twins = [stream.queue.RangeDecoder(w) for w in words]
+
+    def read(self, levels: Levels) -> Symbols:
+        """The next symbols, at most one for each of `levels`; fewer once the prefix settles no more."""
+        out = [np.empty(0, np.int32)]
+        for start, stop, level in _runs(levels):
+            if self.ended:
+                break
+            table = self._fit.level(level)
+            part = self._settled(_table(table)[0], stop - start)
+            self.bits += _information(table, part)
+            self._fit.update(level, part)
+            out.append(part)
+        return np.concatenate(out)
+
+    def _settled(self, model: Any, n: int) -> Symbols:
+        before = [twin.clone() for twin in self._twins]
+        both = [self._decode(twin, model, n) for twin in self._twins]
+        if both[0] is not None and both[1] is not None and np.array_equal(both[0], both[1]):
+            return both[0]
+        self.ended = True
+        part = []
+        for _ in range(n):
+            one = [self._decode(twin, model, 1) for twin in before]
+            if one[0] is None or one[1] is None or one[0][0] != one[1][0]:
+                break
+            part.append(one[0][0])
+        return np.array(part, np.int32)
+
+    @staticmethod
+    def _decode(twin: Any, model: Any, n: int) -> Symbols | None:
+        try:
+            symbols: Symbols = twin.decode(model, n) - SYMBOL_MAX
+        except AssertionError:  # constriction's word for bits that no encoder wrote: hence not settled
+            return None
+        return symbols.astype(np.int32)

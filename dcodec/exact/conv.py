@@ -1,0 +1,236 @@
+"""How is a convolution computed so that the result is the same integer on every machine?
+
+A layer is defined by integers, not by an implementation (x unsigned 8 bit, w signed with |w| <= 64):
+
+    acc   = sum(x * w) + bias                              |acc| < 2^24, and so is every partial sum
+    relu  = clamp(round_half_even(acc * 2^-shift), 0, 255)  uint8: ReLU and requantization in one
+    raw   = acc * 2^-shift                                  float32, exact: nothing is rounded
+
+Integers below 2^24 are exact in float32, whatever the order of the sum, and a power of two rounds nothing. So int8
+kernels, float32 convolutions and matrix products give the same bits, and speed alone decides between them, except
+that some kernels are wrong: int8 ones without VNNI saturate for larger weights, and Winograd and FFT convolutions
+round. Hence a kernel is used only after it has passed a self-test on this device, in this process.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_WEIGHT = 64  # 255 * 64 * 2 < 2^15: the pairwise 16-bit sums of int8 kernels without VNNI cannot saturate
+EXACT = 2**24  # integers below this are exact in float32
+KERNEL_VARIABLE = "DCODEC_KERNEL"
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """One integer convolution.
+
+    weight: (O, I, k, k) int8, -64, ..., 64.
+    bias:   (L, O) integer; row `level` is used, or row 0 if there is only one.
+    shift:  (O,) integer, -64, ..., 64.
+    Raises ValueError if a weight is too large or if 255 * sum|w| + |bias| can reach 2^24.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+    stride: int = 1
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        out, _, rows, columns = self.weight.shape
+        if self.weight.dtype != torch.int8 or rows != columns:
+            raise ValueError(f"weight must be int8 (O, I, k, k), not {self.weight.dtype} {tuple(self.weight.shape)}")
+        if self.bias.ndim != 2 or self.bias.shape[1] != out or self.shift.shape != (out,):
+            raise ValueError(f"bias must be (L, {out}) and shift ({out},), not {self.bias.shape} and {self.shift.shape}")
+        magnitude = self.weight.long().abs()  # long: abs(int8 -128) would wrap
+        if int(magnitude.max()) > MAX_WEIGHT:
+            raise ValueError(f"weights must be -{MAX_WEIGHT}, ..., {MAX_WEIGHT}; found {int(magnitude.max())}")
+        if int(self.shift.abs().max()) > 64:
+            raise ValueError("shifts must be -64, ..., 64")
+        bound = int((255 * magnitude.sum((1, 2, 3)) + self.bias.long().abs()).max())
+        if bound >= EXACT:
+            raise ValueError(f"the sum can reach {bound}, but must stay below 2^24 to be exact in float32")
+
+    def relu(self, x: Tensor, level: int = 0) -> Tensor:
+        """x (B, I, h, w) uint8 -> clamp(round_half_even(acc * 2^-shift), 0, 255), (B, O, h', w') uint8."""
+        return self._kernel(x.device)(self, x, self._offset(level), torch.uint8)
+
+    def raw(self, x: Tensor, level: int = 0) -> Tensor:
+        """x (B, I, h, w) uint8 -> acc * 2^-shift, (B, O, h', w') float32, exact."""
+        return self._kernel(x.device)(self, x, self._offset(level), torch.float32)
+
+    def to(self, device: torch.device) -> "Conv":
+        """The same layer with its tensors on `device`."""
+        return replace(
+            self, weight=self.weight.to(device), bias=self.bias.to(device), shift=self.shift.to(device)
+        )
+
+    @staticmethod
+    def _kernel(device: torch.device) -> "Kernel":
+        return KERNELS[choose(device, os.environ.get(KERNEL_VARIABLE))]
+
+    def _offset(self, level: int) -> Tensor:
+        return self._offsets[level if len(self._offsets) > 1 else 0]  # (O,)
+
+    @functools.cached_property
+    def _scale(self) -> Tensor:
+        # not exp2: its last bit is the library's choice
+        powers = [math.ldexp(1.0, -s) for s in self.shift.tolist()]
+        return torch.tensor(powers, dtype=torch.float32, device=self.weight.device)  # (O,)
+
+    @functools.cached_property
+    def _offsets(self) -> Tensor:
+        return self.bias.to(torch.float32) * self._scale  # (L, O), exact
+
+    @functools.cached_property
+    def _packed(self) -> Tensor:
+        # The example shape only suggests a memory layout. Left out, 1x1 layers ran three times slower.
+        return torch.ops.onednn.qconv_prepack(  # type: ignore[no-any-return]
+            self.weight, self._scale, 1.0, 0, *self._geometry, 1, [1, self.weight.shape[1], 64, 64]
+        )
+
+    @functools.cached_property
+    def _geometry(self) -> tuple[list[int], list[int], list[int]]:
+        return [self.stride] * 2, [self.padding] * 2, [1, 1]
+
+    @functools.cached_property
+    def _scaled(self) -> Tensor:
+        # The shift is folded into the weights: still integers times one power of two per output channel.
+        weight = self.weight.to(torch.float32) * self._scale.view(-1, 1, 1, 1)
+        return weight.contiguous(memory_format=torch.channels_last)  # (O, I, k, k)
+
+    @functools.cached_property
+    def _matrix(self) -> Tensor:
+        return self._scaled.permute(2, 3, 1, 0).reshape(-1, len(self.weight)).contiguous()  # (k k I, O)
+
+
+Kernel = Callable[[Conv, Tensor, Tensor, torch.dtype], Tensor]
+
+
+def to_u8(x: Tensor, exponent: int) -> Tensor:
+    """clamp(round_half_even(x * 2^-exponent), 0, 255) as uint8, in the memory layout of `x` (float32, finite)."""
+    # A direct float32 -> uint8 conversion is not vectorized: by way of int16 it takes a fifth of the time.
+    return _narrow(x.mul(math.ldexp(1.0, -exponent)))
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+
+def _onednn(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fused int8 convolution: a private operator of PyTorch, so only the self-test says whether it is there."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
+    return torch.ops.onednn.qconv2d_pointwise(  # type: ignore[no-any-return]
+        x, 1.0, 0, conv._packed, conv._scale, zeros, offset, *conv._geometry, 1, 1.0, 0, dtype,
+        "relu" if dtype == torch.uint8 else "none", [], "",
+    )  # fmt: skip
+
+
+def _float32(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Library convolution in float32."""
+    with _plain_float32(x.device):
+        acc = F.conv2d(x.to(torch.float32), conv._scaled, offset, conv.stride, conv.padding)
+    return _narrow(acc) if dtype == torch.uint8 else acc
+
+
+def _unfold(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """One float32 matrix product an image: nothing that a library could replace by Winograd or FFT."""
+    size, step, pad = conv.weight.shape[-1], conv.stride, conv.padding
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))  # (B, h, w, I)
+    height, width = ((n - size) // step + 1 for n in x.shape[1:3])
+    y = torch.empty((len(x), height, width, len(conv.weight)), dtype=dtype, device=x.device)
+    with _plain_float32(x.device):
+        for image, result in zip(x, y, strict=True):
+            windows = [
+                image[dy : dy + step * (height - 1) + 1 : step, dx : dx + step * (width - 1) + 1 : step]
+                for dy in range(size)
+                for dx in range(size)
+            ]
+            columns = torch.cat(windows, -1).flatten(0, 1).to(torch.float32)  # (h' w', k k I)
+            acc = torch.addmm(offset, columns, conv._matrix).view(result.shape)  # (h', w', O)
+            result.copy_(_narrow(acc) if dtype == torch.uint8 else acc)
+    return y.permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """Float32 as IEEE has it: no autocast, TF32 or bfloat16 products, no Winograd from NNPACK."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+KERNELS: dict[str, Kernel] = {"onednn": _onednn, "float32": _float32, "unfold": _unfold}  # fastest first
+
+
+@functools.cache
+def choose(device: torch.device, override: str | None = None) -> str:
+    """The name of the fastest kernel that is exact on `device`; `override` (for tests) is taken as it is.
+
+    Raises ValueError for an unknown override, RuntimeError if no kernel is exact.
+    """
+    if override:
+        if override not in KERNELS:
+            raise ValueError(f"{KERNEL_VARIABLE} must be one of {', '.join(KERNELS)}, not {override!r}")
+        return override
+    # Off the CPU a library convolution may pick Winograd or FFT for some shapes that no self-test happens to try.
+    names = list(KERNELS) if device.type == "cpu" else ["unfold"]
+    for name in names:
+        if _is_exact(KERNELS[name], device):
+            return name
+    raise RuntimeError(f"no convolution kernel is exact on {device}: this device cannot be used")
+
+
+def _is_exact(kernel: Kernel, device: torch.device) -> bool:
+    """Does the kernel give the defined integers, at the extremes of sums, weights and rounding?"""
+    try:
+        for conv, x in _trials():
+            acc = _reference(conv, x)  # (B, O, h', w') float64, in units of the shift
+            onto, moved = conv.to(device), x.to(device)
+            for dtype, expected in ((torch.float32, acc), (torch.uint8, acc.round().clamp(0, 255))):
+                y = kernel(onto, moved, onto._offset(0), dtype)
+                if y.dtype != dtype or not torch.equal(y.cpu().double(), expected):
+                    return False
+    except Exception:  # a private operator is missing or has changed, in whatever way
+        return False
+    return True
+
+
+def _trials() -> Iterator[tuple[Conv, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    for size, stride, padding in ((3, 1, 1), (3, 1, 0), (2, 2, 0), (1, 1, 0)):
+        for inputs, outputs in ((96, 96), (8, 48)):
+            shape = (outputs, inputs, size, size)
+            noise = torch.randint(0, 256, (3, inputs, 10, 14), generator=generator).to(torch.uint8)
+            full = torch.full((1, inputs, 16, 16), 255, dtype=torch.uint8)
+            signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+            small = torch.randint(-1, 2, shape, generator=generator)
+            bias = torch.randint(-2000, 2000, (1, outputs), generator=generator)
+            for weight, shift, x in (
+                (MAX_WEIGHT * torch.ones_like(signs), 16, full),
+                (-MAX_WEIGHT * torch.ones_like(signs), 16, full),
+                (MAX_WEIGHT * signs, 12, noise),
+                (small, 2, noise),  # every fourth sum lies halfway between two integers
+            ):
+                shifts = torch.full((outputs,), shift, dtype=torch.int8)
+                yield Conv(weight.to(torch.int8), bias, shifts, stride, padding), x
+
+
+def _reference(conv: Conv, x: Tensor) -> Tensor:
+    columns = F.unfold(x.double(), conv.weight.shape[-1], padding=conv.padding, stride=conv.stride)
+    acc = conv.weight.double().flatten(1) @ columns + conv.bias[0].double().view(-1, 1)  # (B, O, h' w')
+    height = (x.shape[2] + 2 * conv.padding - conv.weight.shape[-1]) // conv.stride + 1
+    return (acc * conv._scale.double().view(-1, 1)).unflatten(2, (height, -1))  # (B, O, h', w')

@@ -1,0 +1,160 @@
+"""How are samples of P(x | y = Hx + n) drawn with few evaluations of a denoiser?
+
+A second-order multistep solver of the probability-flow ODE on log sigma (DPM-Solver++ 2M: Lu et al. 2022, arXiv 2211.01095,
+algorithm 2) whose estimate x0 = D(x, sigma) is first made consistent with the measurements, row by row as rows are
+orthonormal:
+
+    x0 <- x0 + H' K (y - H x0),    K = r^2 / (r^2 + q),    r^2 = s^2 v / (s^2 + v)
+
+v: variance of the row's projection when it was measured; q: variance of its quantization noise; s: sigma.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcodec.exact import noise
+from dcodec.exact.linear import to_fixed
+from dcodec.exact.pca import BITS as ROW_BITS
+from dcodec.prior import SIGMAS, Prior
+from dcodec.transform import Layout, analyze, synthesize
+
+Array = NDArray[np.float64]
+
+VALUE_BITS = 12  # coefficients meet rows in units of 2**-12
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one band: k orthonormal rows on each of A of its tiles, and y = Hx + n on them.
+
+    tiles: (A,) int64, rising. rows: (A, k, p) float32, integers in units of 2**-ROW_BITS.
+    y: (A, k); noise: (A, k) variance of n, infinite where a slot is empty; variance: (A, k) expected before measuring.
+    """
+
+    tiles: NDArray[np.int64]
+    rows: NDArray[np.float32]
+    y: Array
+    noise: Array
+    variance: Array
+
+    @classmethod
+    def nothing(cls, dim: int) -> "Measured":
+        """No tiles, no rows."""
+        empty = np.zeros((0, 0))
+        return cls(np.zeros(0, np.int64), np.zeros((0, 0, dim), np.float32), empty, empty, empty)
+
+    @cached_property
+    def _on_device(self) -> dict[str, tuple[Tensor, ...]]:
+        return {}
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """tiles (A,), rows (A, k, p) and y (A, k), the latter two float64, on `device`; kept for further evaluations."""
+        if device not in self._on_device:
+            self._on_device[device] = tuple(
+                torch.from_numpy(a).to(device)
+                for a in (self.tiles, self.rows.astype(np.float64), np.rint(self.y * 2.0**VALUE_BITS))
+            )
+        tiles, rows, y = self._on_device[device]
+        return tiles, rows, y
+
+    def forget_device(self) -> None:
+        """Free the copies that `tensors` keeps."""
+        self._on_device.clear()
+
+
+def schedule(first: float, last: float, n: int) -> list[int]:
+    """`n` (or fewer distinct) indices into SIGMAS, falling evenly on log sigma from about `first` to about `last`."""
+    high, low = (int(np.searchsorted(SIGMAS, s)) for s in (first, last))
+    high = min(max(high, low + 1), len(SIGMAS) - 1)
+    return list(dict.fromkeys(high - ((high - low) * i + (n - 1) // 2) // (n - 1) for i in range(n)))
+
+
+def consistent(x0: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, sigma: float) -> Tensor:
+    """The denoiser's estimate (S, C, h, w) at noise `sigma`, moved towards the measurements (module's equation)."""
+    if not any(len(m.tiles) for m in measured):
+        return x0
+    bands = analyze(x0, layout, scale)  # (S, T, p) each
+    s = sigma * (1 << scale)  # in units of orthonormal coefficients
+    s2 = s * s
+    for band, m in zip(bands, measured, strict=False):
+        if not len(m.tiles):
+            continue
+        tiles, rows, y = m.tensors(str(x0.device))
+        r2 = s2 * m.variance / (s2 + m.variance)
+        gain = torch.from_numpy(np.where(np.isinf(m.noise), 0.0, r2 / (r2 + m.noise))).to(x0.device)
+        c = to_fixed(band[:, tiles], VALUE_BITS).transpose(0, 1)  # (A, S, p)
+        projection = c @ rows.mT * 2.0**-ROW_BITS  # (A, S, k), exact: |c| < 2**24, rows are unit vectors
+        pull = torch.round(gain[:, None] * (y[:, None] - projection))
+        band[:, tiles] += (pull @ rows * 2.0 ** -(ROW_BITS + VALUE_BITS)).float().transpose(0, 1)
+    return synthesize(bands, layout)
+
+
+def sample(
+    prior: Prior,
+    measured: Sequence[Measured],
+    layout: Layout,
+    scale: int,
+    levels: Sequence[int],
+    start: Tensor | None,
+    count: int,
+    draw: Callable[[int, int], NDArray[np.float32]],
+    *,
+    chunk: int,
+    device: str,
+) -> Tensor:
+    """`count` samples of P(x|y) at `scale`: (count, C, h, w) float32 on the CPU.
+
+    levels: falling indices into SIGMAS. start: (count, C, h, w), what to add noise to, e.g. the last refresh's samples;
+    zeros if None. draw(i, n): n normals for sample i. A sample never depends on its neighbours, nor on `chunk`.
+    """
+    h, w = (side >> scale for side in layout.padded)
+    shape = (layout.channels, h, w)
+    out = torch.empty(count, *shape)
+    for first in range(0, count, chunk):
+        part = slice(first, min(first + chunk, count))
+        z = np.stack([draw(i, layout.channels * h * w) for i in range(part.start, part.stop)])
+        x = torch.from_numpy(z).reshape(-1, *shape) * SIGMAS[levels[0]]
+        if start is not None:
+            x = x + start[part]
+        out[part] = _solve(prior, x.to(device), measured, layout, scale, levels).cpu()
+    return out
+
+
+def _solve(
+    prior: Prior, x: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, levels: Sequence[int]
+) -> Tensor:
+    """x at SIGMAS[levels[0]] -> the solver's x0 at the last level."""
+    last: Tensor | None = None
+    for i, level in enumerate(levels):  # 0, ..., N-1
+        x0 = consistent(prior(x, SIGMAS[level]), measured, layout, scale, SIGMAS[level])
+        if i + 1 == len(levels):
+            return x0
+        h = level - levels[i + 1]  # log-sigma steps, in eighths of an octave
+        d = x0
+        if last is not None:  # second order: extrapolate x0 to the middle of the step
+            d = x0 + (x0 - last) * _float32(h / (2 * (levels[i - 1] - level)))
+        shrink = _float32(SIGMAS[levels[i + 1]] / SIGMAS[level])
+        x = x * shrink + d * _float32(1.0 - shrink)
+        last = x0
+    return x
+
+
+def _float32(value: float) -> float:
+    """A scalar that float32 holds exactly, so that no device rounds it on its own."""
+    return float(np.float32(value))
+
+
+def normals(seed: int, step: int, antithetic: bool) -> Callable[[int, int], NDArray[np.float32]]:
+    """The shared noise of a refresh; antithetic samples 2i and 2i+1 see z and -z, so a linear sampler's mean is exact."""
+
+    def draw(i: int, n: int) -> NDArray[np.float32]:
+        if not antithetic:
+            return noise.normal((seed, step, i), n)
+        z = noise.normal((seed, step, i // 2), n)
+        return -z if i % 2 else z
+
+    return draw

@@ -1,0 +1,162 @@
+"""What is the best linear denoiser of pictures, and what does a prior without weights look like?
+
+Photographs have, to second order, a 1/f^2-like spectrum in opponent colours. With x ~ N(0, B' diag(L) B), B the orthonormal
+DCT, L = a (f0^2 + f^2)^-p per colour channel (f in cycles per two pixels), the Wiener filter is the exact denoiser:
+
+    D(x, sigma) = B' diag(L / (L + sigma^2)) B x
+
+Computed in fixed point with exact products: the same bits everywhere, any height and width.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcodec.exact.functions import cos_turns, exp, log
+from dcodec.exact.linear import shift, to_fixed
+from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum, gaussian_digest
+
+VALUE_BITS = 16  # pictures in the filter: units of 2**-16
+COEFFICIENT_BITS = 20  # transform matrices: units of 2**-20
+GAIN_BITS = 24
+
+_OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
+
+
+def opponent() -> NDArray[np.float64]:
+    """The orthonormal opponent-colour transform (3, 3), rows luma, red-blue, green-magenta."""
+    m = np.array(_OPPONENT)
+    return m / np.sqrt((m * m)[:, :1] + (m * m)[:, 1:2] + (m * m)[:, 2:])
+
+
+@lru_cache(maxsize=64)
+def dct_matrix(n: int) -> NDArray[np.float64]:
+    """The orthonormal DCT-II (n, n), rows are frequencies."""
+    k, i = np.arange(n)[:, None], np.arange(n)[None]
+    scale = np.where(k == 0, np.sqrt(1.0 / n), np.sqrt(2.0 / n))
+    return cos_turns((2 * i + 1) * k, 4 * n) * scale
+
+
+def spectrum(h: int, w: int, parameters: Spectrum) -> NDArray[np.float64]:
+    """Variances L (C, h, w) of the DCT coefficients of opponent channels."""
+    fy, fx = np.arange(h)[:, None] / h, np.arange(w)[None] / w
+    f2 = fy * fy + fx * fx
+    return np.stack([a * exp(log(f0 * f0 + f2) * -p) for a, f0, p in parameters])
+
+
+@lru_cache(maxsize=64)
+def _fixed_dct(n: int, device: str) -> tuple[Tensor, ...]:
+    """The DCT-II of length n as half-length matrices, fixed point: odd rows act on differences, even rows fold again.
+
+    Row k of the DCT is even or odd about the middle, so half of its products suffice; even rows of length n are a
+    DCT-II of length n/2 (times 2**-1/2, kept in the matrix).
+    """
+    full = to_fixed(torch.from_numpy(dct_matrix(n)), COEFFICIENT_BITS)
+    parts = []
+    while n % 2 == 0 and n > 16:
+        n //= 2
+        parts.append(full[1::2, :n].contiguous().to(device))
+        full = full[0::2, :n]
+    return (*parts, full.contiguous().to(device))
+
+
+def _dct(x: Tensor) -> Tensor:
+    """DCT-II along dimension -2 of integer-valued float64 `x` (..., n, m), in units smaller by 2**-COEFFICIENT_BITS."""
+    *odd, last = _fixed_dct(x.shape[-2], str(x.device))
+    out = torch.empty_like(x)
+    step = 1
+    for matrix in odd:
+        half = x.shape[-2] // 2
+        low, high = x[..., :half, :], x[..., half:, :].flip(-2)
+        out[..., step :: 2 * step, :] = matrix @ (low - high)
+        x = low + high
+        step *= 2
+    out[..., ::step, :] = last @ x
+    return out
+
+
+def _idct(z: Tensor) -> Tensor:
+    """The transpose of `_dct`."""
+    *odd, last = _fixed_dct(z.shape[-2], str(z.device))
+    step = 1 << len(odd)
+    x = last.T @ z[..., ::step, :]
+    for matrix in reversed(odd):
+        step //= 2
+        difference = matrix.T @ z[..., step :: 2 * step, :]
+        x = torch.cat([x + difference, (x - difference).flip(-2)], -2)
+    return x
+
+
+@lru_cache(maxsize=256)
+def _gain(
+    h: int, w: int, sigma: float, parameters: Spectrum, device: str
+) -> Tensor:
+    variance = spectrum(h, w, parameters)
+    return to_fixed(torch.from_numpy(variance / (variance + sigma * sigma)), GAIN_BITS).to(device)  # (C, h, w)
+
+
+def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
+    """E[x0 | x = x0 + sigma n] under the spectrum: (B, C, h, w) float32 in and out, C = 3, or 1 for gray (luma)."""
+    z = to_fixed(x, VALUE_BITS)
+    colours = to_fixed(torch.from_numpy(opponent()), COEFFICIENT_BITS).to(x.device)
+    b, c, h, w = z.shape
+    if c == 3:
+        z = shift((colours @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
+    z = shift(_dct(z), COEFFICIENT_BITS)
+    z = shift(_dct(z.mT), COEFFICIENT_BITS).mT  # (B, C, h, w) frequencies
+    z = shift(z * _gain(h, w, sigma, parameters[:c], str(x.device)), GAIN_BITS)
+    z = shift(_idct(z.mT), COEFFICIENT_BITS).mT
+    z = shift(_idct(z), COEFFICIENT_BITS)
+    if c == 3:
+        z = shift((colours.T @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
+    return (z * 2.0**-VALUE_BITS).float()
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """x ~ N(0, B' diag(L) B): no weights, an exact denoiser, a posterior in closed form. The oracle of the tests."""
+
+    parameters: Spectrum = PHOTO_SPECTRUM
+    name: str = "gaussian"
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channel counts this prior can denoise."""
+        return (1, len(self.parameters))
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of all that defines the prior (32 bytes)."""
+        return gaussian_digest(self.parameters)
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """E[x0 | x = x0 + sigma n]: (B, C, h, w) float32 in and out."""
+        return wiener(x, sigma, self.parameters)
+
+    def to(self, device: str) -> "GaussianPrior":
+        """The same prior; its matrices follow the pictures' device."""
+        return self
+
+    def covariance(self, channels: int, h: int, w: int) -> NDArray[np.float64]:
+        """The dense covariance (D, D), D = channels * h * w, for small pictures."""
+        transform = np.kron(dct_matrix(h), dct_matrix(w))  # (hw, hw)
+        if channels == 3:
+            transform = np.kron(opponent(), transform)
+        else:
+            transform = np.kron(np.eye(channels), transform)
+        variance = spectrum(h, w, self.parameters[:channels]).reshape(-1, 1)
+        dense: NDArray[np.float64] = transform.T @ (variance * transform)
+        return dense
+
+    def draw(self, channels: int, h: int, w: int, seed: int) -> NDArray[np.float32]:
+        """One picture (C, h, w) float32 from the prior; values may leave [-1, 1]. For experiments, not shared."""
+        z = np.random.default_rng(seed).standard_normal((channels, h, w))
+        z *= np.sqrt(spectrum(h, w, self.parameters[:channels]))
+        x = np.matmul(np.matmul(dct_matrix(h).T, z), dct_matrix(w))
+        if channels == 3:
+            x = np.einsum("oc,ohw->chw", opponent(), x)
+        return x.astype(np.float32)

@@ -1,0 +1,53 @@
+"""Which numbers define a preset? They are part of the format: change one, raise the version."""
+
+from dataclasses import dataclass
+
+from dcodec.transform import Layout
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The constants of a walk.
+
+    samples: draws of P(x|y) a refresh (S); antithetic: they come in pairs of noise z and -z.
+    warm: a refresh starts from the last one's samples, noised, not from pure noise.
+    evaluations, first_evaluations: of the denoiser, per sample, in a refresh and in the first one.
+    tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
+    limit: rows a refresh at most, 0 for no limit.
+    own: weight of a tile's own sample covariance, against its band's pool.
+    first_step: quantization step of the first refresh at scale 0 (it doubles with each scale); ratio: of later ones.
+    threshold: a row is measured when its predicted variance exceeds threshold * step**2.
+    """
+
+    name: str
+    samples: int
+    antithetic: bool
+    warm: bool
+    evaluations: int
+    first_evaluations: int
+    tile: int
+    rank: int
+    limit: int
+    own: float
+    first_step: float
+    ratio: float
+    threshold: float
+    last_step: float = 2.0**-8
+
+    def layout(self, channels: int, height: int, width: int) -> Layout:
+        """The pyramid of a picture: coarsened until a side falls below 48 (tiled presets only)."""
+        levels = max(0, (min(height, width) // 24).bit_length() - 1) if self.tile else 0
+        return Layout(channels, height, width, levels, self.tile)
+
+
+def profile(preset: str, rows: int = 0) -> Profile:
+    """The profile of a preset; `rows` is psc's rows a step."""
+    if preset == "psc":
+        return Profile(
+            "psc", samples=100, antithetic=False, warm=False, evaluations=6, first_evaluations=8, tile=0, rank=rows, limit=rows,
+            own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
+        )  # fmt: skip
+    return Profile(
+        "fast", samples=16, antithetic=True, warm=True, evaluations=6, first_evaluations=8, tile=4, rank=8, limit=0,
+        own=0.3, first_step=0.4, ratio=0.7071067811865476, threshold=0.35,
+    )  # fmt: skip
