@@ -130,7 +130,7 @@ def encode(
         state = written.settled(setting, payload)
         report.update(
             bytes=len(data), bpp=8 * len(data) / (w * h), psnr=_psnr(x, _mean(setting, state)),
-            refreshes=len(written.levels), nfe=nfe, denoiser_seconds=counted.seconds, seconds=time.perf_counter() - begin,
+            refreshes=len(written.turns), nfe=nfe, denoiser_seconds=counted.seconds, seconds=time.perf_counter() - begin,
         )  # fmt: skip
     return data
 

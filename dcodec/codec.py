@@ -8,10 +8,12 @@ PCA what they still disagree on, and measure that next (posterior sampling-based
 TMLR 2025, arXiv 2407.09896, algorithm 1). H is never sent; any prefix of the symbols is a code of the whole picture.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from dcodec.posterior import Measured, normals, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
 from dcodec.quantize import Symbols, dequantize, quantize
-from dcodec.rows import Directions, absorb, next_rows
+from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.transform import Layout, analyze, extend, upsample
 
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
@@ -59,19 +61,39 @@ class Setting:
 class State:
     """All that encoder and decoder know alike after `refresh` refreshes.
 
-    measured, fit: rows and measurements, and the factor on predicted variances, a band. step: quantization step next.
+    measured: rows and measurements, a band. step: quantization step next.
+    gains: half octaves of energy, a band, by which the picture last exceeded what the samples showed.
     samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in preset psc.
     """
 
     refresh: int
     step: float
     measured: tuple[Measured, ...]
-    fit: tuple[tuple[float, float], ...]  # (sum of squares seen, expected)
+    gains: tuple[int, ...]
     scale: int
     samples: Tensor | None
 
 
-Coder = Callable[[Directions], Symbols]
+MAX_GAIN = 24  # half octaves of energy
+
+
+def half_octaves(n: int) -> float:
+    """2**(n / 2), the same on every machine."""
+    return math.ldexp(1.4142135623730951 if n & 1 else 1.0, n >> 1)
+
+
+class Coder(Protocol):
+    """Where symbols come from. Nothing else of the picture reaches the walk."""
+
+    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
+        """How the energy of each band compares with what the samples show, in half octaves; fewer once bits are used up."""
+
+    def symbols(self, directions: Directions) -> Symbols:
+        """Quantized projections on the directions; fewer once bits are used up."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the bits are used up."""
 
 
 def walk(setting: Setting, code: Coder) -> Iterator[State]:
@@ -79,39 +101,43 @@ def walk(setting: Setting, code: Coder) -> Iterator[State]:
     state = start(setting)
     yield state
     while state.step >= setting.profile.last_step:
-        state, directions = propose(setting, state)  # posterior samples -> rows, what to expect of them
-        symbols = code(directions)  # Writer: quantize and write; Reader: read
+        state, directions = propose(setting, state, code)  # posterior samples -> rows, what to expect of them
+        symbols = code.symbols(directions)  # Writer: quantize and write; Reader: read
         state = learn(setting, state, directions, symbols)
         yield state
-        if len(symbols) < len(directions):  # the bits are used up
+        if code.ended:
             return
 
 
 def start(setting: Setting) -> State:
     """Nothing measured."""
-    bands = range(len(setting.layout))
-    return State(
-        0, setting.first_step, tuple(Measured.nothing(setting.layout.dim(i)) for i in bands), tuple((8.0, 8.0) for _ in bands),
-        setting.layout.levels, None,
-    )  # fmt: skip
+    layout = setting.layout
+    nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
+    return State(0, setting.first_step, nothing, (0,) * len(layout), layout.levels, None)
 
 
-def propose(setting: Setting, state: State) -> tuple[State, Directions]:
-    """Draw samples of P(x|y), at the coarsest scale whose next finer details are below the step; PCA of what they show."""
+def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
+    """Draw samples of P(x|y), at the coarsest scale with all details that the step can tell; PCA of what they disagree on."""
     p, layout = setting.profile, setting.layout
     scale = state.scale
     while scale and state.step < p.first_step * (1 << scale) * 0.7072:
         scale -= 1
     samples = draw_samples(setting, state, scale, p.samples, setting.seed, state.refresh)
-    bands = analyze(samples, layout, scale)
-    known = state.measured[: len(bands)]
-    fit = [seen / expected for seen, expected in state.fit]
+    views = [view(band, m) for band, m in zip(analyze(samples, layout, scale), state.measured, strict=False)]
+    gains = state.gains[: len(views)]
+    if p.gains and state.refresh:
+        coded = code.gains(views, gains).tolist()
+        gains = (*coded, *gains[len(coded) :])
+    factors = [half_octaves(g) for g in gains]
     step = state.step
-    directions = next_rows(bands, known, fit[: len(bands)], layout, p, step)
+    directions = next_rows(views, factors, layout, p, step)
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
-        directions = next_rows(bands, known, fit[: len(bands)], layout, p, step)
-    return replace(state, samples=samples if p.warm else None, scale=scale, step=step), directions
+        directions = next_rows(views, factors, layout, p, step)
+    return replace(
+        state, samples=samples if p.warm else None, scale=scale, step=step,
+        gains=(*gains, *(gains[-1],) * (len(layout) - len(gains))),  # finer bands: expect the same of them
+    ), directions  # fmt: skip
 
 
 def draw_samples(setting: Setting, state: State, scale: int, count: int, seed: int, key: int, n: int = 0) -> Tensor:
@@ -138,7 +164,7 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
     """Absorb the measurements that `symbols` (any first part of the directions) make."""
     n = len(symbols)
     y, noise = dequantize(directions.loc[:n], symbols, directions.step)
-    measured, fit = list(state.measured), list(state.fit)
+    measured = list(state.measured)
     for index, candidates in enumerate(directions.bands):
         mine = np.flatnonzero(directions.band[:n] == index)
         if not len(mine):
@@ -147,28 +173,11 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
         ys, noises = np.zeros(chosen.shape), np.zeros(chosen.shape)
         at = directions.tile[mine], directions.column[mine]
         chosen[at], ys[at], noises[at] = True, y[mine], noise[mine]
-        fit[index] = _refit(fit[index], directions, symbols, mine, state.measured[index].rows.shape[1])
         measured[index] = absorb(measured[index], candidates, chosen, ys, noises)
     return replace(
-        state, refresh=state.refresh + 1, measured=tuple(measured), fit=tuple(fit),
+        state, refresh=state.refresh + 1, measured=tuple(measured),
         step=directions.step if setting.profile.limit else directions.step * setting.profile.ratio,
     )  # fmt: skip
-
-
-def _refit(
-    fit: tuple[float, float], d: Directions, symbols: Symbols, mine: NDArray[np.int64], known: int
-) -> tuple[float, float]:
-    """Compare what new rows of a band showed with what the samples predicted; older evidence counts half."""
-    new = mine[d.column[mine] >= known]
-    seen, expected = (0.5 * s for s in fit)
-    for level in np.unique(d.levels[new]).tolist():
-        q = symbols[new[d.levels[new] == level]].astype(np.int64)
-        spread = 2.0 * float(d.variance[new[d.levels[new] == level][0]]) / (d.step * d.step)
-        weight = 1.0 / (1.0 + spread)
-        seen += weight * float(int((q * q).sum()))
-        expected += weight * len(q) * 0.5 * spread
-    limit = 4.0 * expected
-    return min(max(seen + 4.0, 0.1 * expected), limit) , expected + 4.0
 
 
 _NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 2, np.zeros(0, np.int64), 1.0)
@@ -180,12 +189,27 @@ class Writer:
     def __init__(self, x: Tensor, setting: Setting) -> None:
         """x: (1, C, H, W) float32 of the layout's padded size."""
         self._x, self._layout, self.encoder = x, setting.layout, Encoder()
-        self.levels: list[NDArray[np.int64]] = []
+        self.turns: list[tuple[int, NDArray[np.int64]]] = []  # gains written, levels of symbols written
         self.first = self.last = _NO_DIRECTIONS
+        self._gains = 0
 
-    def __call__(self, d: Directions) -> Symbols:
-        self.first, self.last = d if not self.levels else self.first, d
-        self.levels.append(d.levels)
+    ended = False
+
+    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
+        """Measure and write the gains (see Coder)."""
+        ratios = [
+            (v.actual_energy(band[0]) + 1e-9) / (v.expected_energy() + 1e-9)
+            for v, band in zip(views, analyze(self._x, self._layout), strict=False)
+        ]
+        gains = np.clip(np.rint(2 * np.log2(ratios)), -MAX_GAIN, MAX_GAIN).astype(np.int32)
+        self.encoder.write_small(gains - np.array(expected, np.int32))
+        self._gains = len(gains)
+        return gains
+
+    def symbols(self, d: Directions) -> Symbols:
+        """Quantize and write (see Coder)."""
+        self.first, self.last = d if not self.turns else self.first, d
+        self.turns.append((self._gains, d.levels))
         bands = analyze(self._x, self._layout)[: len(d.bands)]
         symbols = quantize(d.project(bands) - d.loc, d.step)
         self.encoder.write(symbols, d.levels)
@@ -205,17 +229,30 @@ class Reader:
         self._checked = False
         self.cuts: dict[int, tuple[Directions, Symbols]] = {}
 
-    def __call__(self, d: Directions) -> Symbols:
+    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
+        """Read the gains (see Coder)."""
+        for decoder in self._prefixes.values():
+            decoder.read_small(len(views))
+        gains = self._decoder.read_small(len(views))
+        return np.clip(gains + np.array(expected[: len(gains)], np.int32), -MAX_GAIN, MAX_GAIN)
+
+    def symbols(self, d: Directions) -> Symbols:
+        """Read symbols (see Coder)."""
         if not self._checked and fingerprint(self._header, d) != self._header.fingerprint:
             raise BitstreamError(
                 "the first step differs from the encoder's: the header is damaged, or weights or arithmetic differ here"
             )
         self._checked = True
-        self.cuts = {size: (d, decoder.read(d.levels)) for size, decoder in self._prefixes.items()}
-        self.cuts = {size: cut for size, cut in self.cuts.items() if len(cut[1]) < len(d)}
+        read = {size: decoder.read(d.levels) for size, decoder in self._prefixes.items()}
+        self.cuts = {size: (d, symbols) for size, symbols in read.items() if self._prefixes[size].ended}
         for size in self.cuts:
             del self._prefixes[size]
         return self._decoder.read(d.levels)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the payload settles no more."""
+        return self._decoder.ended
 
     @property
     def bits(self) -> float:
@@ -246,24 +283,25 @@ class Step:
 class Written:
     """What an encoder's walk leaves: the header with its fingerprint, bits to cut from, and its last steps.
 
-    levels: of all steps' symbols, to find what a prefix settles without decoding again.
+    turns: how many gains and which levels of symbols each step wrote, to find what a prefix settles.
     """
 
     header: Header
     encoder: Encoder
-    levels: tuple[NDArray[np.int64], ...]
+    turns: tuple[tuple[int, NDArray[np.int64]], ...]
     steps: tuple[Step, ...]
 
     def settled(self, setting: Setting, size: int) -> State:
         """The state that the first `size` payload bytes settle."""
         payload = self.encoder.cut(size)
         decoder = Decoder(payload)
-        for turn, levels in enumerate(self.levels):
+        for turn, (gains, levels) in enumerate(self.turns):
+            decoder.read_small(gains)
             symbols = decoder.read(levels)
-            if len(symbols) < len(levels):
-                if turn < len(self.levels) - len(self.steps):  # too far back: decode
+            if decoder.ended:
+                if turn < len(self.turns) - len(self.steps):  # too far back: decode
                     return next(states(self.header.pack() + payload, self.header, setting, [HEADER_SIZE + size]))[1]
-                step = self.steps[turn - len(self.levels)]
+                step = self.steps[turn - len(self.turns)]
                 before = replace(step.before, samples=step.after.samples, scale=step.after.scale)
                 return learn(setting, before, step.directions, symbols)
         return self.steps[-1].after
@@ -282,7 +320,7 @@ def encode(x: Tensor, header: Header, setting: Setting, enough: Callable[[State,
                 break
         before = state
     header = replace(header, fingerprint=fingerprint(header, writer.first))
-    return Written(header, writer.encoder, tuple(writer.levels), tuple(steps))
+    return Written(header, writer.encoder, tuple(writer.turns), tuple(steps))
 
 
 def states(

@@ -24,6 +24,7 @@ GAUSSIAN_SHARE = 0.6  # the rest is Laplacian: predicted variances are themselve
 RUN = 256  # symbols coded between two looks at how well the model fits
 # ratios of seen to expected squares at which the table shifts by one more: halfway between spreads, 2 octaves each way
 _SHIFT_EDGES = (SPREADS[:24] * SPREADS[1:25])[:24] / (SPREADS[12] * SPREADS[12])
+_SMALL = int(np.searchsorted(SPREADS, 0.99))  # the table of write_small: a standard deviation of one
 _GUARD = 64  # bits that the coder may hold back past those it has settled
 
 
@@ -97,6 +98,10 @@ class Encoder:
             self._coder.encode(part + SYMBOL_MAX, _table(self._fit.level(level))[0])
             self._fit.update(level, part)
 
+    def write_small(self, symbols: Symbols) -> None:
+        """Append a few symbols of magnitude about one."""
+        self._coder.encode(symbols.astype(np.int32) + SYMBOL_MAX, _table(_SMALL)[0])
+
     @property
     def bits(self) -> int:
         """Bits written so far, about 64 of them not yet settled."""
@@ -137,7 +142,13 @@ class Decoder:
             out.append(part)
         return np.concatenate(out)
 
+    def read_small(self, n: int) -> Symbols:
+        """The next `n` symbols that `write_small` wrote; fewer once the prefix settles no more."""
+        return np.zeros(0, np.int32) if self.ended else self._settled(_table(_SMALL)[0], n)
+
     def _settled(self, model: Any, n: int) -> Symbols:
+        if n == 0:
+            return np.zeros(0, np.int32)
         before = [twin.clone() for twin in self._twins]
         both = [self._decode(twin, model, n) for twin in self._twins]
         if both[0] is not None and both[1] is not None and np.array_equal(both[0], both[1]):

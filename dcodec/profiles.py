@@ -11,6 +11,7 @@ class Profile:
 
     samples: draws of P(x|y) a refresh (S); antithetic: they come in pairs of noise z and -z.
     warm: a refresh starts from the last one's samples, noised, not from pure noise.
+    gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread.
     evaluations, first_evaluations: of the denoiser, per sample, in a refresh and in the first one.
     tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
     limit: rows a refresh at most, 0 for no limit.
@@ -23,6 +24,7 @@ class Profile:
     samples: int
     antithetic: bool
     warm: bool
+    gains: bool
     evaluations: int
     first_evaluations: int
     tile: int
@@ -44,10 +46,10 @@ def profile(preset: str, rows: int = 0) -> Profile:
     """The profile of a preset; `rows` is psc's rows a step."""
     if preset == "psc":
         return Profile(
-            "psc", samples=100, antithetic=False, warm=False, evaluations=6, first_evaluations=8, tile=0, rank=rows, limit=rows,
+            "psc", samples=100, antithetic=False, warm=False, gains=False, evaluations=6, first_evaluations=8, tile=0, rank=rows, limit=rows,
             own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
         )  # fmt: skip
     return Profile(
-        "fast", samples=16, antithetic=True, warm=True, evaluations=6, first_evaluations=8, tile=4, rank=8, limit=0,
+        "fast", samples=16, antithetic=True, warm=True, gains=True, evaluations=6, first_evaluations=8, tile=4, rank=8, limit=0,
         own=0.3, first_step=0.4, ratio=0.7071067811865476, threshold=0.35,
     )  # fmt: skip

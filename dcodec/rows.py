@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +24,8 @@ from dcodec.quantize import spread_index
 from dcodec.transform import Layout
 
 DEVIATION_BITS = 13  # deviations of a band are integers of at most so many bits, so that sums of products stay exact
+_PEAK = (1 << DEVIATION_BITS) - 1
+_CHUNK = 1 << 22  # numbers worked on at once
 _OWN_PEAK = 0.6  # share of a tile's own energy that its first direction may hold, for telling tiles worth a PCA
 
 
@@ -74,21 +75,65 @@ class Directions:
         return out
 
 
-def next_rows(
-    bands: Sequence[Tensor],
-    measured: Sequence[Measured],
-    fit: Sequence[float],
-    layout: Layout,
-    profile: Profile,
-    step: float,
-) -> Directions:
-    """Directions to measure with `step`, from posterior samples given by their bands (S, T, p).
+@dataclass(frozen=True)
+class View:
+    """What the samples show of one band.
 
-    fit: a factor on predicted variances, a band.
+    mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, S): of samples from the mean, off
+    the rows already measured, integers in units of `unit`. energy (T,): mean square of a tile's deviation, in squared units.
     """
+
+    mean: Array
+    deviations: NDArray[np.int16]
+    unit: float
+    energy: Array
+    measured: Measured
+
+    def expected_energy(self) -> float:
+        """Squared deviation from the mean that the samples predict for the band, off the rows already measured."""
+        return float(self.energy.sum()) * self.unit * self.unit
+
+    def actual_energy(self, x: Tensor) -> float:
+        """The same of the picture itself, given by its band (T, p). For the encoder alone."""
+        d = x.double().numpy() - self.mean * 2.0**-VALUE_BITS
+        total = float((d * d).sum())
+        if len(self.measured.tiles):
+            inside = np.matmul(self.measured.rows * 2.0**-ROW_BITS, d[self.measured.tiles][:, :, None])
+            total -= float((inside * inside).sum())
+        return max(total, 0.0)
+
+
+def view(band: Tensor, measured: Measured) -> View:
+    """Summarize the samples (S, T, p) of a band."""
+    count, tiles, p = band.shape
+    chunks = [slice(i, i + max(1, _CHUNK // (count * p))) for i in range(0, tiles, max(1, _CHUNK // (count * p)))]
+    mean, peak = np.empty((tiles, p)), 0.0
+    for part in chunks:  # (S, t, p) at a time: pictures may be large
+        fixed = to_fixed(band[:, part], VALUE_BITS).numpy()
+        mean[part] = fixed.sum(axis=0) / float(count)  # the sum is exact
+        peak = max(peak, float(np.abs(fixed - mean[part]).max()))
+    exponent = int(np.frexp(peak)[1]) - DEVIATION_BITS
+    deviations, energy = np.empty((tiles, p, count), np.int16), np.empty(tiles)
+    known = _Known(measured)
+    for part in chunks:
+        fixed = to_fixed(band[:, part], VALUE_BITS).numpy() - mean[part]
+        d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(fixed, 0, -1)), -exponent))  # (t, p, S)
+        rows = known.of(np.arange(part.start, min(part.stop, tiles)))
+        if rows.shape[1]:
+            inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, S)
+            d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
+        deviations[part] = d
+        energy[part] = (d * d).sum(axis=(1, 2)) / float(count - 1)  # the sum is exact
+    return View(mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, measured)
+
+
+def next_rows(
+    views: Sequence[View], gains: Sequence[float], layout: Layout, profile: Profile, step: float
+) -> Directions:
+    """Directions to measure with `step`; gains: a factor on the variances that the samples show, a band."""
     found = [
-        _candidates(band, m, ratio, layout, index, profile, step)
-        for index, (band, m, ratio) in enumerate(zip(bands, measured, fit, strict=True))
+        _candidates(view, gain, layout, index, profile, step)
+        for index, (view, gain) in enumerate(zip(views, gains, strict=True))
     ]
     at = [np.nonzero(c.wanted) for c in found]
     band = np.concatenate([np.full(len(t), i) for i, (t, _) in enumerate(at)])
@@ -105,88 +150,76 @@ def next_rows(
 
 
 def _candidates(
-    band: Tensor, measured: Measured, fit: float, layout: Layout, index: int, profile: Profile, step: float
+    view: View, gain: float, layout: Layout, index: int, profile: Profile, step: float
 ) -> Candidates:
-    floor = profile.threshold * step * step
-    fixed = to_fixed(band, VALUE_BITS)
-    mean = (fixed.sum(0) / torch.tensor(float(len(fixed)), dtype=torch.float64)).numpy()  # (T, p), sum is exact
-    deviations, unit = _deviations(fixed, mean)  # (T, p, S), in units of `unit`
-    new = _new_rows(deviations, measured, layout, index, profile, floor / (fit * unit * unit))
-    tiles = np.union1d(measured.tiles, new.tiles)
+    floor, measured = profile.threshold * step * step, view.measured
+    scale = gain * view.unit * view.unit
+    new_tiles, new_rows, new_variance = _new_rows(view, layout.grid(index), profile, floor / scale)
+    tiles = np.union1d(measured.tiles, new_tiles)
     known = measured.rows.shape[1]
-    if known == layout.dim(index) or not len(new.tiles):
-        new = _NewRows(tiles[:0], np.zeros((0, 0, layout.dim(index))), np.zeros((0, 0)))
-    r = known + new.rows.shape[1]
+    r = known + new_rows.shape[1]
     rows = np.zeros((len(tiles), r, layout.dim(index)))
     variance = np.zeros((len(tiles), r))
-    old_at, new_at = np.searchsorted(tiles, measured.tiles), np.searchsorted(tiles, new.tiles)
-    rows[old_at, :known], rows[new_at, known:] = measured.rows, new.rows
+    old_at, new_at = np.searchsorted(tiles, measured.tiles), np.searchsorted(tiles, new_tiles)
+    rows[old_at, :known], rows[new_at, known:] = measured.rows, new_rows
     live = ~np.isinf(measured.noise)
     noise = np.where(live, measured.noise, 0.0)
     total = measured.variance + noise
     variance[old_at, :known] = np.where(live, measured.variance * noise / np.where(live, total, 1.0), 0.0)
-    variance[new_at, known:] = new.variance * (fit * unit * unit)
-    loc = np.matmul(rows, np.rint(mean[tiles])[:, :, None])[:, :, 0] * 2.0 ** -(ROW_BITS + VALUE_BITS)
+    variance[new_at, known:] = new_variance * scale
+    loc = np.matmul(rows, np.rint(view.mean[tiles])[:, :, None])[:, :, 0] * 2.0 ** -(ROW_BITS + VALUE_BITS)
     return Candidates(tiles, rows, loc, variance, variance > floor)
 
 
-@dataclass(frozen=True)
-class _NewRows:
-    tiles: NDArray[np.int64]
-    rows: NDArray[np.float64]  # (A, r, p)
-    variance: Array  # (A, r), in squared units of the deviations
-
-
-def _deviations(fixed: Tensor, mean: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Samples (S, T, p) minus their mean as integers (T, p, S) of DEVIATION_BITS, and the unit they are in."""
-    d = np.ascontiguousarray(np.moveaxis(fixed.numpy() - mean, 0, -1))
-    exponent = int(np.frexp(np.abs(d).max())[1]) - DEVIATION_BITS
-    return np.rint(np.ldexp(d, -exponent)), float(np.ldexp(2.0**-VALUE_BITS, exponent))
-
-
 def _new_rows(
-    a: NDArray[np.float64], measured: Measured, layout: Layout, index: int, profile: Profile, floor: float
-) -> _NewRows:
-    """Leading directions of the tiles in which one may have a variance above `floor` (in squared units of `a`)."""
-    if len(measured.tiles):  # only what is off the known rows
-        rows = measured.rows.astype(np.float64)
-        inside = np.rint(np.matmul(rows, a[measured.tiles]) * 2.0 ** -(ROW_BITS - 8))  # (A, k, S)
-        a[measured.tiles] -= np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8))
-    dof = float(a.shape[2] - 1)
-    energy = (a * a).sum(axis=(1, 2)) / dof  # (T,), the sum is exact
+    view: View, grid: tuple[int, int], profile: Profile, floor: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], Array]:
+    """Tiles (A,) in which a direction may have a variance above `floor` (in squared units), their leading directions
+    (A, r, p) and the variances (A, r)."""
+    count, p, samples = view.deviations.shape
+    dof = float(samples - 1)
+    known = _Known(view.measured)
+    nothing = np.zeros(0, np.int64), np.zeros((0, 0, p)), np.zeros((0, 0))
+    if known.count == p or not view.energy.any():
+        return nothing
     if profile.own == 1.0:
-        tiles = np.flatnonzero(energy > floor)
+        tiles = np.flatnonzero(view.energy > floor)
         if not len(tiles):
-            return _NewRows(tiles, np.zeros((0, 0, a.shape[1])), energy[:0, None])
-        rows, variance = principal_directions(
-            a[tiles], profile.rank, own=1.0 / dof, off=_known(measured, tiles), iterations=4
-        )
-        return _NewRows(tiles, rows, variance)
-    flat = np.ascontiguousarray(np.moveaxis(a, 1, 0)).reshape(a.shape[1], -1)  # (p, T * S)
-    pool = flat @ flat.T
+            return nothing
+        a = view.deviations[tiles].astype(np.float64)
+        return tiles, *principal_directions(a, profile.rank, own=1.0 / dof, off=known.of(tiles), iterations=4)
+    pool = np.zeros((p, p))
+    for i in range(0, count, max(1, _CHUNK // (samples * p))):
+        a = view.deviations[i : i + max(1, _CHUNK // (samples * p))].astype(np.float64)
+        flat = np.moveaxis(a, 1, 0).reshape(p, -1)  # (p, t * S)
+        pool += flat @ flat.T  # exact
     trace = float(np.trace(pool))
-    if trace == 0.0:
-        return _NewRows(np.zeros(0, np.int64), np.zeros((0, 0, a.shape[1])), energy[:0, None])
-    smooth = _smooth(energy, layout.grid(index))
-    start, peak = principal_directions(np.zeros((1, a.shape[1], 1)), profile.rank + 6, pool=pool, pool_weight=1.0 / trace,
-                                       iterations=6)  # fmt: skip
-    pooled = (1.0 - profile.own) * smooth
-    tiles = np.flatnonzero(pooled * peak[0, 0] + profile.own * _OWN_PEAK * energy > floor)
+    pooled = (1.0 - profile.own) * _smooth(view.energy, grid)
+    start, peak = principal_directions(
+        np.zeros((1, p, 1)), profile.rank + 4, pool=pool, pool_weight=1.0 / trace, iterations=6
+    )
+    tiles = np.flatnonzero(pooled * peak[0, 0] + profile.own * _OWN_PEAK * view.energy > floor)
     if not len(tiles):
-        return _NewRows(tiles, np.zeros((0, 0, a.shape[1])), energy[:0, None])
+        return nothing
     rows, variance = principal_directions(
-        a[tiles], profile.rank, own=profile.own / dof, pool=pool, pool_weight=pooled[tiles] / trace,
-        start=start[0].T, off=_known(measured, tiles),
+        view.deviations[tiles].astype(np.float64), profile.rank, own=profile.own / dof, pool=pool,
+        pool_weight=pooled[tiles] / trace, off=known.of(tiles), start=start[0].T,
     )  # fmt: skip
-    return _NewRows(tiles, rows, variance)
+    return tiles, rows, variance
 
 
-def _known(measured: Measured, tiles: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The rows (A, k, p) already measured on `tiles` (A,); zeros where there are none."""
-    known = np.zeros((len(tiles), *measured.rows.shape[1:]))
-    _, here, there = np.intersect1d(tiles, measured.tiles, assume_unique=True, return_indices=True)
-    known[here] = measured.rows[there]
-    return known
+class _Known:
+    """Looks up the rows already measured on some tiles."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured, self.count = measured, measured.rows.shape[1]
+
+    def of(self, tiles: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(A, k, p) in units of 2**-ROW_BITS, zeros where a tile has none."""
+        rows = np.zeros((len(tiles), *self._measured.rows.shape[1:]))
+        _, here, there = np.intersect1d(tiles, self._measured.tiles, assume_unique=True, return_indices=True)
+        rows[here] = self._measured.rows[there]
+        return rows
 
 
 def _smooth(energy: Array, grid: tuple[int, int]) -> Array:

@@ -26,6 +26,7 @@ from torch import Tensor
 MAX_WEIGHT = 64  # 255 * 64 * 2 < 2^15: the pairwise 16-bit sums of int8 kernels without VNNI cannot saturate
 EXACT = 2**24  # integers below this are exact in float32
 KERNEL_VARIABLE = "DCODEC_KERNEL"
+WINDOW_NUMBERS = 2**25  # what `_unfold` holds at once: 128 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,10 @@ class Conv:
         if self.weight.dtype != torch.int8 or rows != columns:
             raise ValueError(f"weight must be int8 (O, I, k, k), not {self.weight.dtype} {tuple(self.weight.shape)}")
         if self.bias.ndim != 2 or self.bias.shape[1] != out or self.shift.shape != (out,):
-            raise ValueError(f"bias must be (L, {out}) and shift ({out},), not {self.bias.shape} and {self.shift.shape}")
+            found = tuple(self.bias.shape), tuple(self.shift.shape)
+            raise ValueError(f"bias must be (L, {out}) and shift ({out},), not {found[0]} and {found[1]}")
+        if self.bias.is_floating_point() or self.shift.is_floating_point():
+            raise ValueError("bias and shift must be integers")
         magnitude = self.weight.long().abs()  # long: abs(int8 -128) would wrap
         if int(magnitude.max()) > MAX_WEIGHT:
             raise ValueError(f"weights must be -{MAX_WEIGHT}, ..., {MAX_WEIGHT}; found {int(magnitude.max())}")
@@ -69,9 +73,7 @@ class Conv:
 
     def to(self, device: torch.device) -> "Conv":
         """The same layer with its tensors on `device`."""
-        return replace(
-            self, weight=self.weight.to(device), bias=self.bias.to(device), shift=self.shift.to(device)
-        )
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device), shift=self.shift.to(device))
 
     @staticmethod
     def _kernel(device: torch.device) -> "Kernel":
@@ -93,9 +95,9 @@ class Conv:
     @functools.cached_property
     def _packed(self) -> Tensor:
         # The example shape only suggests a memory layout. Left out, 1x1 layers ran three times slower.
-        return torch.ops.onednn.qconv_prepack(  # type: ignore[no-any-return]
-            self.weight, self._scale, 1.0, 0, *self._geometry, 1, [1, self.weight.shape[1], 64, 64]
-        )
+        shape = [1, self.weight.shape[1], 64, 64]
+        packed: Tensor = torch.ops.onednn.qconv_prepack(self.weight, self._scale, 1.0, 0, *self._geometry, 1, shape)
+        return packed
 
     @functools.cached_property
     def _geometry(self) -> tuple[list[int], list[int], list[int]]:
@@ -129,10 +131,11 @@ def _onednn(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor
     """Fused int8 convolution: a private operator of PyTorch, so only the self-test says whether it is there."""
     x = x.contiguous(memory_format=torch.channels_last)
     zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
-    return torch.ops.onednn.qconv2d_pointwise(  # type: ignore[no-any-return]
-        x, 1.0, 0, conv._packed, conv._scale, zeros, offset, *conv._geometry, 1, 1.0, 0, dtype,
-        "relu" if dtype == torch.uint8 else "none", [], "",
-    )  # fmt: skip
+    activation = "relu" if dtype == torch.uint8 else "none"
+    y: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        x, 1.0, 0, conv._packed, conv._scale, zeros, offset, *conv._geometry, 1, 1.0, 0, dtype, activation, [], ""
+    )
+    return y
 
 
 def _float32(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,34 +146,41 @@ def _float32(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def _unfold(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
-    """One float32 matrix product an image: nothing that a library could replace by Winograd or FFT."""
+    """Windows times weights, a float32 matrix product: nothing that a library could replace by Winograd or FFT."""
     size, step, pad = conv.weight.shape[-1], conv.stride, conv.padding
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))  # (B, h, w, I)
     height, width = ((n - size) // step + 1 for n in x.shape[1:3])
     y = torch.empty((len(x), height, width, len(conv.weight)), dtype=dtype, device=x.device)
+    images = max(1, WINDOW_NUMBERS // (height * width * len(conv._matrix)))
     with _plain_float32(x.device):
-        for image, result in zip(x, y, strict=True):
+        for part, result in zip(torch.split(x, images), torch.split(y, images), strict=True):
             windows = [
-                image[dy : dy + step * (height - 1) + 1 : step, dx : dx + step * (width - 1) + 1 : step]
+                part[:, dy : dy + step * (height - 1) + 1 : step, dx : dx + step * (width - 1) + 1 : step]
                 for dy in range(size)
                 for dx in range(size)
             ]
-            columns = torch.cat(windows, -1).flatten(0, 1).to(torch.float32)  # (h' w', k k I)
-            acc = torch.addmm(offset, columns, conv._matrix).view(result.shape)  # (h', w', O)
+            columns = torch.cat(windows, -1).flatten(0, 2).to(torch.float32)  # (b h' w', k k I)
+            acc = torch.addmm(offset, columns, conv._matrix).view(result.shape)  # (b, h', w', O)
             result.copy_(_narrow(acc) if dtype == torch.uint8 else acc)
     return y.permute(0, 3, 1, 2)
 
 
 @contextmanager
 def _plain_float32(device: torch.device) -> Iterator[None]:
-    """Float32 as IEEE has it: no autocast, TF32 or bfloat16 products, no Winograd from NNPACK."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Float32 sums, whatever the caller has set: no autocast, no Winograd from NNPACK, no TF32 on CUDA.
+
+    (Operands of less precision would do: 255 and 64 fit even bfloat16. It is the sums that need 24 bits.)
+    """
+    matmul = torch.backends.cuda.matmul
+    # Since PyTorch 2.9 the older name raises an error for users of the newer one.
+    name, plain = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    previous = getattr(matmul, name)
+    setattr(matmul, name, plain)
     try:
-        with torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):  # type: ignore[no-untyped-call]
+        with torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        setattr(matmul, name, previous)
 
 
 KERNELS: dict[str, Kernel] = {"onednn": _onednn, "float32": _float32, "unfold": _unfold}  # fastest first
@@ -233,4 +243,4 @@ def _reference(conv: Conv, x: Tensor) -> Tensor:
     columns = F.unfold(x.double(), conv.weight.shape[-1], padding=conv.padding, stride=conv.stride)
     acc = conv.weight.double().flatten(1) @ columns + conv.bias[0].double().view(-1, 1)  # (B, O, h' w')
     height = (x.shape[2] + 2 * conv.padding - conv.weight.shape[-1]) // conv.stride + 1
-    return (acc * conv._scale.double().view(-1, 1)).unflatten(2, (height, -1))  # (B, O, h', w')
+    return (acc * conv._scale.double().view(-1, 1)).view(*acc.shape[:2], height, -1)  # (B, O, h', w')

@@ -78,8 +78,16 @@ class Body:
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> "Body":
-        """Build from named tensors. Raises KeyError if one is missing, ValueError if its values are not as defined."""
+        """Build from named tensors. Raises KeyError if one is missing, ValueError if they do not make a network."""
+        try:
+            body = cls._build(tensors)
+            body(torch.zeros(1, CHANNELS_IN, MULTIPLE, MULTIPLE), LEVELS - 1)
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(f"the layers do not fit together: {error}") from error
+        return body.to(device)
 
+    @classmethod
+    def _build(cls, tensors: Mapping[str, Tensor]) -> "Body":
         def exponent(name: str) -> int:
             return int(tensors[f"{name}.exponent"].item())
 
@@ -110,7 +118,7 @@ class Body:
             out=conv("out", 1, 1),
             out_exponent=exponent("out"),
             gain=tensors["out.gain"].to(torch.float32).view(1, -1, 1, 1),
-        ).to(device)
+        )
 
     def to(self, device: torch.device | str) -> "Body":
         """The same network on `device`."""
@@ -167,7 +175,8 @@ def _fold(inp: Tensor, exponent: int) -> tuple[Tensor, Tensor]:
     x = F.pad(inp, (PATCH,) * 4).mul_(math.ldexp(1.0, -exponent)).round_().clamp_(-(2**15), 2**15 - 1)
     # Four neighbours in a row travel as one 64-bit word, which makes the transposition five times faster.
     words = x.to(torch.int16).contiguous().view(torch.int64)  # (B, c, h + 8, w/4 + 2)
-    words = words.unflatten(2, (-1, PATCH)).permute(0, 2, 4, 1, 3).flatten(3).contiguous()
+    b, c, h, w = words.shape
+    words = words.view(b, c, h // PATCH, PATCH, w).permute(0, 2, 4, 1, 3).reshape(b, h // PATCH, w, c * PATCH)
     folded = words.view(torch.int16).permute(0, 3, 1, 2)  # (B, c PATCH^2, h/4 + 2, w/4 + 2)
     return (folded >> 8).add_(128).to(torch.uint8), (folded & 255).to(torch.uint8)
 

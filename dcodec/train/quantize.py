@@ -1,0 +1,392 @@
+"""How does a trained float network become the exact integer network, without training again?
+
+    python -m dcodec.train.quantize CHECKPOINT.pt PHOTOS.tar OUT.safetensors
+
+Layer by layer, from the input to the output, noisy photographs run through both networks side by side. What enters the
+integer layer already has the errors of the layers before it; its weights are rounded so that the errors of one tap make
+up for those of the others (GPTQ: Frantar et al. 2022, arXiv 2210.17323), its bias so that the mean is right.
+The checkpoint is {"A": spectrum, "sd": state}, the state that of the float network in `float_body`.
+"""
+
+import io
+import json
+import math
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcodec.exact.conv import MAX_WEIGHT
+from dcodec.prior import SIGMAS
+from dcodec.prior.catalog import Spectrum
+from dcodec.prior.gaussian import wiener
+from dcodec.prior.network import FINE_BITS, LEVELS, PATCH, Body
+from dcodec.prior.photo import wiener_rmse
+
+State = dict[str, Tensor]
+
+CROPS_PER_LEVEL = 2
+CROP = 128
+INPUT_EXPONENT = -11  # inputs to +-16, in steps of 1/2048: 8 sigma of the noisiest residual
+POSITIONS = 16384  # windows that a layer's covariance is measured on
+CHECKED = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # noise levels of the final comparison, to the nearest of SIGMAS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same activation (N, C, h, w) in the float network and in the integer one, both in real units."""
+
+    true: Tensor
+    ours: Tensor
+
+
+def embed_levels(state: State) -> Tensor:
+    """The float network's embedding of every noise level, (LEVELS, E)."""
+    noise = torch.tensor([math.log(sigma) / 4 for sigma in SIGMAS], dtype=torch.float64)
+    angles = noise[:, None] * torch.exp(torch.linspace(-1, 3, 8, dtype=torch.float64))
+    e = torch.cat([angles.sin(), angles.cos()], 1)
+    for layer in ("emb.0", "emb.2"):
+        e = F.silu(F.linear(e, state[f"{layer}.weight"].double(), state[f"{layer}.bias"].double()))
+    return e.float()
+
+
+def float_body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
+    """The float network: inp (B, 6, h, w), levels (B,) -> (B, 3, h, w)."""
+    e = embed_levels(state)[levels]  # (B, E)
+    x = _layer(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
+    skips = []
+    halvings = _halvings(state)
+    for i in range(halvings + 1):
+        for name in _blocks(state, f"down.{i}"):
+            x = x + _left(state, name, _hidden(state, name, x, e))
+        if i < halvings:
+            skips.append(x)
+            x = _layer(state, f"ds.{i}", x, stride=2)
+    for i in reversed(range(halvings)):
+        x = F.conv_transpose2d(x, state[f"us.{i}.weight"], state[f"us.{i}.bias"], 2) + skips.pop()
+        for name in _blocks(state, f"up.{i}"):
+            x = x + _left(state, name, _hidden(state, name, x, e))
+    return F.pixel_shuffle(_layer(state, "out", x.relu(), padding=1), PATCH)
+
+
+@torch.no_grad()
+def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
+    """The tensors of `Body.load` for a float network.
+
+    inp: (N, 6, h, w) calibration inputs, as the network gets them; levels: (N,) their noise levels, integer; all of
+    0, ..., LEVELS - 1 should occur. Raises ValueError (from Conv, when loaded) for a network that does not fit.
+    """
+    out: dict[str, Tensor] = {}
+    e = embed_levels(state)
+    x = _input_layer(out, state, inp)
+    skips = []
+    halvings = _halvings(state)
+    for i in range(halvings + 1):
+        for name in _blocks(state, f"down.{i}"):
+            x = _block(out, state, name, x, e, levels)
+        if i < halvings:
+            skips.append(x)
+            true = _layer(state, f"ds.{i}", x.true, stride=2)
+            x = _resample(out, f"narrow.{i}", x.ours, true, state[f"ds.{i}.weight"], stride=2)
+    for i in reversed(range(halvings)):
+        weight = state[f"us.{i}.weight"].permute(1, 2, 3, 0)  # (C, 2, 2, I)
+        weight = weight.flatten(0, 2)[:, :, None, None]  # (4 C, I, 1, 1): the four pixels as channels (c, dy, dx)
+        true = F.conv2d(x.true, weight, state[f"us.{i}.bias"].repeat_interleave(4))
+        x, skip = _resample(out, f"widen.{i}", x.ours, true, weight, stride=1), skips.pop()
+        x = Pair(F.pixel_shuffle(x.true, 2) + skip.true, F.pixel_shuffle(x.ours, 2) + skip.ours)
+        for name in _blocks(state, f"up.{i}"):
+            x = _block(out, state, name, x, e, levels)
+    _output_layer(out, state, x)
+    return out
+
+
+def _input_layer(out: dict[str, Tensor], state: State, inp: Tensor) -> Pair:
+    """High and low bytes share the 7-bit weights; `fine` weights add what these leave, so plain rounding will do."""
+    unit = math.ldexp(1.0, INPUT_EXPONENT)
+    v = F.pixel_unshuffle((inp / unit).round().clamp(-(2**15), 2**15 - 1), PATCH)
+    weight = state["inp.weight"]
+    shift = _shift(weight)
+    scaled = weight * _channels(shift.exp2())
+    coarse = scaled.round()
+    fine = ((scaled - coarse) * 2**FINE_BITS).round()
+    true = _layer(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
+    step = (-shift).exp2() * unit  # (O,) real value of the accumulator's unit
+    acc = _conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
+    bias = _mean_bias(true, acc * _rows(step), step)
+    _emit(out, "inp", coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT)
+    out["inp.fine"] = fine.to(torch.int8).contiguous()
+    return Pair(true, (acc + _rows(bias)) * _rows(step))
+
+
+def _block(out: dict[str, Tensor], state: State, name: str, x: Pair, e: Tensor, levels: Tensor) -> Pair:
+    exponent = _exponent(x.ours.relu(), 255)
+    unit = math.ldexp(1.0, exponent)
+    u = (x.ours / unit).round().clamp(0, 255)
+    hidden = _hidden(state, name, x.true, e[levels])  # (N, C, h, w)
+
+    # a: the unit of its result is free. The weights' grid follows: unit * grid * 2^shift = result.
+    weight = state[f"{name}.a.weight"]
+    result = _step(hidden, 255)
+    shift = torch.floor(torch.log2(MAX_WEIGHT * result / (unit * _peaks(weight))))
+    step = result * (-shift).exp2()  # (C,) real value of the accumulator's unit
+    integers = round_compensated(weight * unit / _channels(step), u, padding=1)
+    acc = _conv(u, integers, padding=1)
+    drift = (_conv(x.true.relu(), weight, padding=1) - acc * _rows(step)).mean((0, 2, 3))
+    times = F.linear(e, state[f"{name}.e.weight"], state[f"{name}.e.bias"]) + state[f"{name}.a.bias"]
+    biases = ((times + drift) / step).round()  # (LEVELS, C)
+    h = ((acc + biases[levels][:, :, None, None]) * _rows((-shift).exp2())).round().clamp(0, 255)
+    _emit(out, f"{name}.a", integers, biases, shift)
+
+    # b: the gain g and the unit of a's result go into its weights; its own unit must be a power of two.
+    weight = state[f"{name}.b.weight"] * state[f"{name}.g"].view(-1, 1, 1, 1) * result
+    shift = _shift(weight)
+    step = (-shift).exp2()
+    integers = round_compensated(weight / _channels(step), h, padding=1)
+    acc = _conv(h, integers, padding=1)
+    left = _left(state, name, hidden)
+    bias = _mean_bias(left, acc * _rows(step), step)
+    _emit(out, f"{name}.b", integers, bias, shift)
+    out[f"{name}.exponent"] = torch.tensor(exponent, dtype=torch.int8)
+    return Pair(x.true + left, x.ours + (acc + _rows(bias)) * _rows(step))
+
+
+def _resample(out: dict[str, Tensor], name: str, ours: Tensor, true: Tensor, weight: Tensor, stride: int) -> Pair:
+    exponent = _exponent(ours, 127)
+    unit = math.ldexp(1.0, exponent)
+    u = (ours / unit).round().clamp(-128, 127)
+    shift = _shift(weight)
+    step = (-shift).exp2() * unit
+    integers = round_compensated(weight * _channels(shift.exp2()), u, stride=stride)
+    acc = _conv(u, integers, stride=stride)
+    bias = _mean_bias(true, acc * _rows(step), step)
+    _emit(out, name, integers, bias, shift - exponent, exponent)
+    return Pair(true, (acc + _rows(bias)) * _rows(step))
+
+
+def _output_layer(out: dict[str, Tensor], state: State, x: Pair) -> None:
+    exponent = _exponent(x.ours.relu(), 255)
+    unit = math.ldexp(1.0, exponent)
+    u = (x.ours / unit).round().clamp(0, 255)
+    weight = state["out.weight"]
+    grid = _peaks(weight) / MAX_WEIGHT  # any real number: one product undoes it at the end
+    integers = round_compensated(weight / _channels(grid), u, padding=1)
+    step = grid * unit
+    true = _layer(state, "out", x.true.relu(), padding=1)
+    bias = _mean_bias(true, _conv(u, integers, padding=1) * _rows(step), step)
+    _emit(out, "out", integers, bias, torch.zeros(len(step)), exponent)
+    out["out.gain"] = step
+
+
+def round_compensated(weight: Tensor, u: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """Integers -64, ..., 64 for weights (O, I, k, k), such that the layer's response to u (N, I, h, w) changes least.
+
+    Tap by tap, the most active first: what rounding one tap adds is predicted from the taps still to come, and taken
+    off them.
+    """
+    flat = weight.flatten(1)
+    covariance = _covariance(u, weight.shape[-1], stride, padding)
+    order = covariance.diagonal().argsort(descending=True)
+    covariance = covariance[order][:, order]
+    covariance.diagonal().add_(0.01 * covariance.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()  # row k: how tap k is predicted from the later ones
+    rest = flat[:, order].contiguous()
+    rounded = torch.empty_like(rest)
+    for start in range(0, rest.shape[1], 128):
+        end = min(start + 128, rest.shape[1])
+        errors = torch.empty(len(rest), end - start)
+        for k in range(start, end):
+            rounded[:, k] = rest[:, k].round().clamp(-MAX_WEIGHT, MAX_WEIGHT)
+            error = (rest[:, k] - rounded[:, k]) / upper[k, k]
+            rest[:, k:end] -= torch.outer(error, upper[k, k:end])
+            errors[:, k - start] = error
+        rest[:, end:] -= errors @ upper[start:end, end:]
+    result = torch.empty_like(rounded)
+    result[:, order] = rounded
+    return result.view(weight.shape)
+
+
+def _covariance(u: Tensor, size: int, stride: int, padding: int) -> Tensor:
+    """Covariance (k k I, k k I) float64 of the windows that the layer sees, on at most about POSITIONS of them."""
+    windows = (u.shape[2] // stride) * (u.shape[3] // stride)
+    keep = max(1, POSITIONS // len(u))
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for part in torch.split(u, 8):
+        chosen = torch.randperm(windows, generator=generator)[:keep]
+        rows.append(F.unfold(part, size, padding=padding, stride=stride)[:, :, chosen].mT.flatten(0, 1))
+    x = torch.cat(rows)  # (positions, k k I)
+    x -= x.mean(0)
+    return (x.T @ x).double() / len(x)
+
+
+def _exponent(x: Tensor, top: int) -> int:
+    """The power of two that is the best step for reading `x` into 8 bits, 0, ..., top or -128, ..., top."""
+    x = _sample(x)
+    widest = math.ceil(math.log2(float(x.abs().max()) / top + 1e-12))
+    return min(range(widest - 6, widest + 1), key=lambda k: _read_error(x, math.ldexp(1.0, k), top))
+
+
+def _step(x: Tensor, top: int) -> float:
+    """The best step for reading `x` >= 0 into 0, ..., top."""
+    x = _sample(x)
+    widest = float(x.max()) / top + 1e-9
+    steps = [widest * math.pow(2.0, -j / 3) for j in range(14)]
+    return min(steps, key=lambda step: _read_error(x, step, top))
+
+
+def _sample(x: Tensor) -> Tensor:
+    return x.flatten()[:: max(1, x.numel() // 2**19)]
+
+
+def _read_error(x: Tensor, step: float, top: int) -> float:
+    read = (x / step).round().clamp(0 if top == 255 else -128, top) * step
+    return float((read - x).square().mean())
+
+
+def _shift(weight: Tensor) -> Tensor:
+    """Per output channel, the finest grid 2^-shift on which the weights (O, I, k, k) stay within -64, ..., 64."""
+    return torch.floor(torch.log2(MAX_WEIGHT / _peaks(weight)))  # (O,)
+
+
+def _peaks(weight: Tensor) -> Tensor:
+    return weight.abs().flatten(1).max(1).values.clamp_min(1e-9)  # (O,)
+
+
+def _mean_bias(true: Tensor, ours: Tensor, step: Tensor) -> Tensor:
+    """The integer bias (O,) that makes the mean of `ours` that of `true`, both (N, O, h, w)."""
+    return ((true - ours).mean((0, 2, 3)) / step).round()
+
+
+def _emit(
+    out: dict[str, Tensor], name: str, weight: Tensor, bias: Tensor, shift: Tensor, exponent: int | None = None
+) -> None:
+    out[f"{name}.weight"] = weight.to(torch.int8).contiguous()
+    out[f"{name}.bias"] = bias.to(torch.int32).reshape(-1, len(weight)).contiguous()
+    out[f"{name}.shift"] = shift.to(torch.int8)
+    if exponent is not None:
+        out[f"{name}.exponent"] = torch.tensor(exponent, dtype=torch.int8)
+
+
+def _conv(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), None, stride, padding)
+
+
+def _layer(state: State, name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    return _conv(x, state[f"{name}.weight"], stride, padding) + _rows(state[f"{name}.bias"])
+
+
+def _hidden(state: State, name: str, x: Tensor, e: Tensor) -> Tensor:
+    times = F.linear(e, state[f"{name}.e.weight"], state[f"{name}.e.bias"])  # (N, C)
+    return (_layer(state, f"{name}.a", x.relu(), padding=1) + times[:, :, None, None]).relu()
+
+
+def _left(state: State, name: str, hidden: Tensor) -> Tensor:
+    return _layer(state, f"{name}.b", hidden, padding=1) * state[f"{name}.g"]
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(1, -1, 1, 1)
+
+
+def _channels(x: Tensor) -> Tensor:
+    return x.view(-1, 1, 1, 1)
+
+
+def _halvings(state: State) -> int:
+    return sum(key.startswith("ds.") and key.endswith(".weight") for key in state)
+
+
+def _blocks(state: State, group: str) -> Iterator[str]:
+    return (key.removesuffix(".g") for key in state if key.startswith(f"{group}.") and key.endswith(".g"))
+
+
+def features(noisy: Tensor, level: int, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """The Wiener estimate (B, 3, h, w) of noisy pictures, and the network's input (B, 6, h, w)."""
+    sigma = SIGMAS[level]
+    linear = wiener(noisy, sigma, spectrum)
+    return linear, torch.cat([(noisy - linear) * (2 / math.sqrt(sigma * sigma + 0.25)), linear * 2], 1)
+
+
+def read_crops(archive: Path, count: int, size: int, part: int, parts: int) -> Tensor:
+    """Random crops (count, 3, size, size) in [-1, 1] of a tar of pictures: those number `part` modulo `parts`."""
+    rng = np.random.default_rng(part)
+    crops: list[Tensor] = []
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar.getmembers() if member.isfile()][part::parts]
+        for i in rng.permutation(len(members)):
+            data = tar.extractfile(members[i])
+            assert data is not None  # a regular file
+            pixels = np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB"))
+            if min(pixels.shape[:2]) >= size:
+                y, x = (int(rng.integers(n - size + 1)) for n in pixels.shape[:2])
+                crop = torch.from_numpy(pixels[y : y + size, x : x + size].copy())
+                crops.append(crop.permute(2, 0, 1).float() / 127.5 - 1)
+            if len(crops) == count:
+                return torch.stack(crops)
+    raise ValueError(f"{archive} has only {len(crops)} pictures of at least {size}x{size}; {count} are needed")
+
+
+def calibration(crops: Tensor, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """Network inputs (N, 6, h, w) for crops (N, 3, h, w) at all noise levels in turn, and the levels (N,)."""
+    levels = torch.arange(len(crops)) % LEVELS
+    sigmas = torch.tensor(SIGMAS)[levels].view(-1, 1, 1, 1)
+    noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+    noisy = crops + noise * sigmas
+    inputs = torch.empty(len(crops), 6, *crops.shape[2:])
+    for level in range(LEVELS):
+        inputs[level::LEVELS] = features(noisy[level::LEVELS], level, spectrum)[1]
+    return inputs, levels
+
+
+@torch.no_grad()
+def compare(state: State, body: Body, spectrum: Spectrum, crops: Tensor) -> Iterator[tuple[float, ...]]:
+    """Per noise level: sigma, then the mean PSNR (dB) over crops of the Wiener filter, float and integer network."""
+    noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(1))
+    for wanted in CHECKED:
+        level = min(range(LEVELS), key=lambda i: abs(math.log(SIGMAS[i] / wanted)))
+        linear, inp = features(crops + noise * SIGMAS[level], level, spectrum)
+        scale = wiener_rmse(SIGMAS[level], spectrum)
+        true = float_body(state, inp, torch.full((len(inp),), level))
+        estimates = (linear, linear + scale * true, linear + scale * body(inp, level))
+        errors = [(estimate - crops).square().mean((1, 2, 3)) for estimate in estimates]
+        yield SIGMAS[level], *(float((10 * torch.log10(4 / error)).mean()) for error in errors)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("photos", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+def main(checkpoint: Path, photos: Path, target: Path) -> None:
+    """Quantize a float CHECKPOINT, calibrated on the tar PHOTOS, into the safetensors file TARGET."""
+    start = time.monotonic()
+    trained = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state: State = {key: value.float() for key, value in trained["sd"].items()}
+    spectrum = tuple((float(a), float(f0), float(p)) for a, f0, p in trained["A"])
+    inp, levels = calibration(read_crops(photos, CROPS_PER_LEVEL * LEVELS, CROP, 0, 2), spectrum)
+    tensors = quantize(state, inp, levels)
+    metadata = {
+        "arch": json.dumps({"name": "unet-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
+        "spectrum": json.dumps(spectrum),
+        "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
+        "training": json.dumps({"steps": trained.get("i"), "crops": trained.get("n")}),
+    }
+    body = Body.load(tensors)  # a network that cannot be exact is refused before it is written
+    save_file(tensors, target, metadata)
+    click.echo(f"{target}: {target.stat().st_size} bytes, {time.monotonic() - start:.0f} s")
+    click.echo("sigma    Wiener  float   integer  (dB)")
+    for row in compare(state, body, spectrum, read_crops(photos, 16, CROP, 1, 2)):
+        click.echo("{:7.4f}  {:6.3f}  {:6.3f}  {:6.3f}".format(*row))
+
+
+if __name__ == "__main__":
+    main()
