@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def test_layer_ignores_the_callers_precision_settings(kernel: str, monkeypatch: 
     rng = np.random.RandomState(0)
     weight = torch.from_numpy(rng.randint(-64, 65, (16, 32, 3, 3))).to(torch.int8)
     conv = Conv(weight, torch.from_numpy(rng.randint(-999, 999, (1, 16))), torch.full((16,), 9), padding=1)
-    x = torch.from_numpy(rng.randint(0, 256, (1, 32, 32, 32))).to(torch.uint8)
+    x = torch.from_numpy(rng.randint(0, 256, (16, 32, 16, 16))).to(torch.uint8)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -135,7 +135,7 @@ def test_layer_ignores_the_callers_precision_settings(kernel: str, monkeypatch: 
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    torch._C._set_mkldnn_enabled(False)  # then PyTorch takes NNPACK's Winograd, which rounds
+    torch._C._set_mkldnn_enabled(False)  # then batches of 16 go to NNPACK's Winograd, which rounds
     try:
         check_layer(conv, x)
     finally:
@@ -281,14 +281,6 @@ def photo() -> Body:
     return Body.load(load_file(PHOTO))
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @every_kernel
 def test_tiny_network_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNEL_VARIABLE, kernel)
@@ -313,13 +305,18 @@ def test_batches_do_not_matter(photo: Body, kernel: str, monkeypatch: pytest.Mon
 
 
 @needs_photo
-@pytest.mark.usefixtures("two_threads")
 def test_threads_and_memory_layout_do_not_matter(photo: Body) -> None:
-    inp = pictures(3, 32, 48)
-    y = digest(photo(inp, 40))
-    assert digest(photo(inp.contiguous(memory_format=torch.channels_last), 40)) == y
-    torch.set_num_threads(1)
-    assert digest(photo(inp, 40)) == y
+    inp, before, digests = pictures(3, 32, 48), torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y = digest(photo(inp, 40))
+            assert digest(photo(inp.contiguous(memory_format=torch.channels_last), 40)) == y
+            assert digest(torch.cat([photo(one, 40) for one in inp.split(1)])) == y
+            digests.add(y)
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
 
 
 @needs_photo
