@@ -1,5 +1,6 @@
 """Which numbers define a preset? They are part of the format: change one, raise the version."""
 
+import math
 from dataclasses import dataclass
 
 from dcodec.transform import Layout
@@ -37,8 +38,9 @@ class Profile:
     last_step: float = 2.0**-8
 
     def layout(self, channels: int, height: int, width: int) -> Layout:
-        """The pyramid of a picture: coarsened until a side falls below 48 (tiled presets only)."""
-        levels = max(0, (min(height, width) // 24).bit_length() - 1) if self.tile else 0
+        """The pyramid of a picture: coarsened to the area of some 24 to 48 pixels square (tiled presets only)."""
+        levels = max(0, (math.isqrt(height * width) // 24).bit_length() - 1) if self.tile else 0
+        levels = min(levels, min(height, width).bit_length() - 1)
         return Layout(channels, height, width, levels, self.tile)
 
 
@@ -50,6 +52,6 @@ def profile(preset: str, rows: int = 0) -> Profile:
             own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
         )  # fmt: skip
     return Profile(
-        "fast", samples=16, antithetic=True, warm=True, gains=True, evaluations=6, first_evaluations=8, tile=4, rank=8, limit=0,
-        own=0.3, first_step=0.4, ratio=0.7071067811865476, threshold=0.35,
+        "fast", samples=8, antithetic=True, warm=True, gains=True, evaluations=4, first_evaluations=8, tile=4, rank=16,
+        limit=0, own=0.15, first_step=0.5, ratio=0.8408964152537145, threshold=0.42,
     )  # fmt: skip

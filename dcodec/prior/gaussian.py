@@ -33,12 +33,17 @@ def opponent() -> NDArray[np.float64]:
     return m / np.sqrt((m * m)[:, :1] + (m * m)[:, 1:2] + (m * m)[:, 2:])
 
 
-@lru_cache(maxsize=64)
 def dct_matrix(n: int) -> NDArray[np.float64]:
     """The orthonormal DCT-II (n, n), rows are frequencies."""
-    k, i = np.arange(n)[:, None], np.arange(n)[None]
-    scale = np.where(k == 0, np.sqrt(1.0 / n), np.sqrt(2.0 / n))
-    return cos_turns((2 * i + 1) * k, 4 * n) * scale
+    return _dct_rows(n, np.arange(n), n)
+
+
+def _dct_rows(n: int, k: NDArray[np.int64], columns: int) -> NDArray[np.float64]:
+    """Rows `k` of the orthonormal DCT-II of length n, their first `columns` entries."""
+    cosines = cos_turns(np.arange(4 * n), 4 * n)
+    rows = cosines[(2 * np.arange(columns) + 1) * k[:, None] % (4 * n)] * np.sqrt(2.0 / n)
+    rows[k == 0] *= np.sqrt(0.5)
+    return rows
 
 
 def spectrum(h: int, w: int, parameters: Spectrum) -> NDArray[np.float64]:
@@ -48,20 +53,20 @@ def spectrum(h: int, w: int, parameters: Spectrum) -> NDArray[np.float64]:
     return np.stack([a * exp(log(f0 * f0 + f2) * -p) for a, f0, p in parameters])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _fixed_dct(n: int, device: str) -> tuple[Tensor, ...]:
     """The DCT-II of length n as half-length matrices, fixed point: odd rows act on differences, even rows fold again.
 
-    Row k of the DCT is even or odd about the middle, so half of its products suffice; even rows of length n are a
-    DCT-II of length n/2 (times 2**-1/2, kept in the matrix).
+    A row of the DCT is even or odd about the middle, so half of its products suffice; even rows of length n are a DCT-II
+    of length n / 2.
     """
-    full = to_fixed(torch.from_numpy(dct_matrix(n)), COEFFICIENT_BITS)
-    parts = []
-    while n % 2 == 0 and n > 16:
-        n //= 2
-        parts.append(full[1::2, :n].contiguous().to(device))
-        full = full[0::2, :n]
-    return (*parts, full.contiguous().to(device))
+    parts, step, columns = [], 1, n
+    while columns % 2 == 0 and columns > 16:
+        columns //= 2
+        parts.append(_dct_rows(n, np.arange(step, n, 2 * step), columns))
+        step *= 2
+    parts.append(_dct_rows(n, np.arange(0, n, step), columns))
+    return tuple(to_fixed(torch.from_numpy(part), COEFFICIENT_BITS).to(device) for part in parts)
 
 
 def _dct(x: Tensor) -> Tensor:
@@ -91,12 +96,9 @@ def _idct(z: Tensor) -> Tensor:
     return x
 
 
-@lru_cache(maxsize=256)
-def _gain(
-    h: int, w: int, sigma: float, parameters: Spectrum, device: str
-) -> Tensor:
-    variance = spectrum(h, w, parameters)
-    return to_fixed(torch.from_numpy(variance / (variance + sigma * sigma)), GAIN_BITS).to(device)  # (C, h, w)
+@lru_cache(maxsize=4)
+def _variances(h: int, w: int, parameters: Spectrum, device: str) -> Tensor:
+    return torch.from_numpy(spectrum(h, w, parameters)).to(device)  # (C, h, w)
 
 
 def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
@@ -108,7 +110,8 @@ def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
         z = shift((colours @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
     z = shift(_dct(z), COEFFICIENT_BITS)
     z = shift(_dct(z.mT), COEFFICIENT_BITS).mT  # (B, C, h, w) frequencies
-    z = shift(z * _gain(h, w, sigma, parameters[:c], str(x.device)), GAIN_BITS)
+    variance = _variances(h, w, parameters[:c], str(x.device))
+    z = shift(z * to_fixed(variance / (variance + sigma * sigma), GAIN_BITS), GAIN_BITS)
     z = shift(_idct(z.mT), COEFFICIENT_BITS).mT
     z = shift(_idct(z), COEFFICIENT_BITS)
     if c == 3:

@@ -1,0 +1,362 @@
+"""Do encoder and decoder walk the same way, for whole streams and for every prefix of them?
+
+Pictures are drawn from the Gaussian prior, which also codes them.
+"""
+
+import math
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Draw
+from numpy.typing import NDArray
+from PIL import Image
+
+import dcodec
+from dcodec import codec
+from dcodec.codec import Setting, State, Writer, Written
+from dcodec.container import HEADER_SIZE, Header
+from dcodec.entropy import Decoder
+from dcodec.exact.pca import BITS as ROW_BITS
+from dcodec.prior.gaussian import GaussianPrior
+from dcodec.profiles import profile
+from dcodec.transform import analyze, extend
+
+Pixels = NDArray[np.float32]
+
+
+def encode(x: Pixels, **options: Any) -> bytes:
+    return dcodec.encode(x, prior="gaussian", **options)
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image)
+
+
+def psnr(x: Pixels, image: Image.Image) -> float:
+    """Of an 8-bit picture against `x` (C, h, w) in [-1, 1]."""
+    shown = pixels(image).astype(np.float64).reshape(x.shape[1], x.shape[2], -1).transpose(2, 0, 1)
+    return 10 * math.log10(255**2 / np.mean((shown - (x.astype(np.float64) + 1) * 127.5) ** 2))
+
+
+def setting_of(data: bytes, prior: GaussianPrior, chunk: int = 0) -> tuple[Header, Setting]:
+    header = Header.unpack(data)
+    return header, Setting.of(header, prior, chunk=chunk)
+
+
+def check_round_trip(x: Pixels, size: int, **options: Any) -> bytes:
+    """Encode to `size` bytes; the stream has them, says what it is, and decodes to pictures of the size of `x`."""
+    channels, h, w = x.shape
+    data = encode(x, size=size, **options)
+    assert len(data) == size
+    told = dcodec.info(data)
+    assert (told["width"], told["height"], told["mode"]) == (w, h, "L" if channels == 1 else "RGB")
+    for estimate in ("mean", "sample"):
+        image = dcodec.decode(data, estimate=estimate)
+        assert (image.size, image.mode) == ((w, h), "L" if channels == 1 else "RGB")
+    return data
+
+
+def assert_same(a: State, b: State) -> None:
+    """Two states hold the same bits: rows, measurements, their noise, samples."""
+    for one, other in zip(a.measured, b.measured, strict=True):
+        for name in ("tiles", "rows", "y", "noise", "variance"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert (a.refresh, a.step, a.scale) == (b.refresh, b.step, b.scale)
+    assert (a.samples is None) == (b.samples is None)
+    assert a.samples is None or torch.equal(a.samples, b.samples)
+
+
+def rows_measured(state: State) -> int:
+    return sum(int(np.isfinite(m.noise).sum()) for m in state.measured)
+
+
+# Round trips and sizes
+
+
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 40, 28), (1, 28, 40), (3, 17, 31), (1, 1, 1), (3, 2, 50)])
+def test_round_trip(channels: int, h: int, w: int, draw: Draw) -> None:
+    x = draw(channels, h, w)
+    check_round_trip(x, HEADER_SIZE + 40)
+    check_round_trip(x, HEADER_SIZE)  # nothing but the header: what the prior expects
+
+
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 6, 9), (1, 8, 8)])
+def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
+    for rows in (1, 8):
+        data = check_round_trip(draw(channels, h, w), HEADER_SIZE + 5, preset="psc", rows=rows)
+        assert dcodec.info(data)["rows"] == rows
+
+
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 17, 31), (3, 99, 173), (1, 99, 173), (1, 48, 64)])
+def test_sizes_are_exact_at_every_rate(channels: int, h: int, w: int, draw: Draw) -> None:
+    """A budget is met to the byte; one below the header is refused. The cheaper streams are prefixes of the dearer."""
+    x, streams = draw(channels, h, w), []
+    for bpp in (0.02, 0.05, 0.1, 0.4):
+        size = math.floor(bpp * w * h / 8)
+        if size < HEADER_SIZE:
+            with pytest.raises(ValueError, match="smaller than the header"):
+                encode(x, bpp=bpp)
+        else:
+            streams.append(encode(x, bpp=bpp))
+            assert len(streams[-1]) == size
+    for shorter in streams:
+        assert streams[-1].startswith(shorter)
+    assert dcodec.decode(streams[-1]).size == (w, h)
+
+
+@pytest.mark.parametrize("preset", ["fast", "psc"])
+def test_a_budget_beyond_all_there_is_to_say(preset: str, draw: Draw) -> None:
+    """The walk ends by itself; zeros fill the file, which decodes like the part that says something."""
+    x = draw(1, 4, 5)
+    rows = 8 if preset == "psc" else None
+    data = check_round_trip(x, 700, preset=preset, rows=rows)
+    said = len(data.rstrip(b"\0"))
+    assert HEADER_SIZE < said < 690
+    whole = dcodec.decode(data)
+    np.testing.assert_array_equal(pixels(whole), pixels(dcodec.decode(data, size=said + 2)))
+    assert psnr(x, whole) > 44  # all rows measured down to the last step
+
+
+def test_budgets_below_the_header_are_refused(draw: Draw) -> None:
+    x = draw(3, 16, 16)
+    for size in (0, 1, HEADER_SIZE - 1):
+        with pytest.raises(ValueError, match="smaller than the header"):
+            encode(x, size=size)
+    with pytest.raises(ValueError, match="smaller than the header"):
+        encode(x, bpp=0.001)
+
+
+def test_arguments_that_make_no_sense_are_refused(draw: Draw) -> None:
+    x = draw(3, 8, 8)
+    for options in ({}, {"bpp": 1, "size": 40}, {"size": 40, "preset": "slow"}, {"size": 40, "seed": 256},
+                    {"size": 40, "preset": "psc", "rows": 32}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"."):
+            encode(x, **options)
+    with pytest.raises(ValueError, match="neither installed"):
+        dcodec.encode(x, size=40, prior="nobody")
+    data = encode(x, size=30)
+    with pytest.raises(ValueError, match="unknown"):
+        dcodec.decode(data, estimate="median")
+    with pytest.raises(dcodec.BitstreamError, match="max-side"):
+        dcodec.decode(data, max_side=7)
+
+
+def test_kinds_of_pictures_give_the_same_bytes(draw: Draw) -> None:
+    """Pillow, uint8 and float32 versions of one 8-bit picture."""
+    eight = np.rint((draw(3, 12, 20) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    floats = np.ascontiguousarray((eight.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1))
+    png = BytesIO()
+    Image.fromarray(eight).save(png, "png")
+    streams = {encode(x, size=50) for x in (eight, floats, Image.fromarray(eight), Image.open(png))}
+    assert len(streams) == 1
+
+
+# Prefixes
+
+
+def recorded(x: Pixels, prior: GaussianPrior, preset: str, rows: int, refreshes: int) -> tuple[Setting, Written]:
+    """What `codec.encode` leaves, but with every step kept: the encoder's own state at any prefix, nothing decoded."""
+    channels, height, width = x.shape
+    header = Header(width, height, channels == 1, preset, rows, prior.digest[:2])
+    setting = Setting.of(header, prior)
+    h, w = setting.layout.padded
+    y = torch.from_numpy(x)[None] * (math.sqrt(3) if channels == 1 else 1.0)
+    writer = Writer(extend(y, h - height, w - width), setting)
+    steps: list[codec.Step] = []
+    before = None
+    for state in codec.walk(setting, writer):
+        if before is not None:
+            steps.append(codec.Step(before, state, writer.last))
+        if state.refresh == refreshes:
+            break
+        before = state
+    header = replace(header, fingerprint=codec.fingerprint(header, writer.first))
+    return setting, Written(header, writer.encoder, tuple(writer.turns), tuple(steps))
+
+
+def middles_of_turns(written: Written) -> list[int]:
+    """For each refresh, about the length of the prefix that ends in its middle."""
+    decoder, told, middles = Decoder(written.encoder.cut(written.encoder.bits // 8)), [0.0], []
+    for gains, levels in written.turns:
+        decoder.read_small(gains)
+        decoder.read(levels)
+        told.append(decoder.bits)
+        middles.append(HEADER_SIZE + int(told[-1] + told[-2]) // 16)
+    return middles
+
+
+def check_prefixes(data: bytes, own: Written, setting: Setting, lengths: list[int]) -> list[int]:
+    """For each length: the encoder's state then, one decoder that sees them all, and one that sees that prefix alone.
+
+    Returns how many rows are measured after each.
+    """
+    along = dict(codec.states(data, own.header, setting, lengths))
+    assert sorted(along) == lengths
+    measured = []
+    for length in lengths:
+        (_, alone), = codec.states(data[:length], own.header, setting, [length])
+        assert_same(alone, along[length])
+        assert_same(alone, own.settled(setting, length - HEADER_SIZE))
+        measured.append(rows_measured(alone))
+    assert measured == sorted(measured)
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("preset", "rows", "shape", "refreshes"),
+    [("fast", 0, (3, 9, 11), 4), ("fast", 0, (1, 10, 13), 6), ("psc", 1, (1, 8, 8), 20), ("psc", 4, (1, 8, 8), 8)],
+)
+def test_every_prefix_is_what_the_encoder_knew(
+    preset: str, rows: int, shape: tuple[int, int, int], refreshes: int, draw: Draw, prior: GaussianPrior
+) -> None:
+    """Every length from the header to the end of a small stream, and the pictures of all of them."""
+    x = draw(*shape)
+    setting, own = recorded(x, prior, preset, rows, refreshes)
+    payload = own.encoder.bits // 8 - 8  # what can no longer change
+    data = own.header.pack() + own.encoder.cut(payload)
+    assert data == encode(x, size=HEADER_SIZE + payload, preset=preset, rows=rows or None)
+    measured = check_prefixes(data, own, setting, list(range(HEADER_SIZE, len(data) + 1)))
+    assert measured[0] == 0
+    assert len(set(measured)) > payload // 3  # bytes do tell something
+    for length in range(HEADER_SIZE, len(data) + 1, 5):
+        assert dcodec.decode(data[:length]).size == (shape[2], shape[1])
+
+
+def test_prefixes_of_a_pyramid(draw: Draw, prior: GaussianPrior) -> None:
+    """The same where scales change, for a prefix in every refresh.
+
+    `Written.settled` as the encoder has it, with its last few steps only, tells the same near the end and too far back.
+    """
+    x = draw(3, 100, 99)
+    setting, own = recorded(x, prior, "fast", 0, 6)
+    assert setting.layout.levels > 1
+    assert {step.after.scale for step in own.steps} > {setting.layout.levels}
+    data = own.header.pack() + own.encoder.cut(own.encoder.bits // 8 - 8)
+    lengths = sorted({min(size, len(data)) for size in middles_of_turns(own)} | {len(data) * k // 4 for k in (1, 2, 3)})
+    check_prefixes(data, own, setting, lengths)
+    kept = replace(own, steps=own.steps[-3:])
+    for length in lengths:
+        assert_same(kept.settled(setting, length - HEADER_SIZE), own.settled(setting, length - HEADER_SIZE))
+
+
+def test_progressive_shows_what_prefixes_decode_to_and_gets_better(draw: Draw) -> None:
+    x = draw(3, 64, 64)
+    data = encode(x, bpp=0.6)
+    last = -math.inf
+    shots = list(dcodec.progressive(data, steps=12))
+    assert len(shots) == 12
+    for shot in shots:
+        np.testing.assert_array_equal(pixels(shot.mean), pixels(dcodec.decode(data[: shot.size])))
+        np.testing.assert_array_equal(
+            pixels(shot.sample), pixels(dcodec.decode(data, size=shot.size, estimate="sample"))
+        )
+        quality = psnr(x, shot.mean)
+        assert quality > last - 0.3
+        last = max(quality, last)
+    assert shots[-1].size == len(data)
+    assert last > psnr(x, shots[0].mean) + 5
+    assert shots[-1].std.mean() < 0.6 * shots[0].std.mean()
+
+
+# Estimates
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianPrior) -> None:
+    """Projections of samples on the measured rows lie about the measurements as quantization noise would, and so does
+    the picture's; without the bits they do not."""
+    x = draw(channels, 48, 48)
+    header, setting = setting_of(data := encode(x, size=HEADER_SIZE + 150), prior)
+    (_, state), = codec.states(data, header, setting, [len(data)])
+    luma = math.sqrt(3) if channels == 1 else 1.0
+    assert setting.layout.padded == (48, 48)
+
+    def deviations(pictures: torch.Tensor) -> NDArray[np.float64]:
+        """(S, rows): y - H x in standard deviations of the noise."""
+        parts = []
+        for band, m in zip(analyze(pictures, setting.layout), state.measured, strict=True):
+            known = np.isfinite(m.noise)
+            projection = np.einsum("stp,tkp->stk", band.double().numpy()[:, m.tiles], m.rows * 2.0**-ROW_BITS)
+            parts.append(((projection - m.y) / np.sqrt(np.where(known, m.noise, 1)))[:, known])
+        return np.concatenate(parts, 1)
+
+    samples = deviations(codec.estimate(setting, state, 8, 3))
+    assert samples.shape[1] > 100
+    assert np.sqrt((samples**2).mean()) < 1.2
+    assert (np.abs(samples) < 3).mean() > 0.98
+    assert np.abs(samples).max() < 6
+    truth = deviations(torch.from_numpy(x)[None] * luma)
+    assert np.abs(truth).max() < 3.0  # uniform noise ends at sqrt(3)
+    stranger = deviations(torch.from_numpy(draw(channels, 48, 48, seed=1))[None] * luma)
+    assert np.abs(stranger).max() > 20
+
+
+def test_seeds_and_estimates_differ(draw: Draw) -> None:
+    """The header's seed changes rows and bytes; the decoder's own seed gives other samples of the same bits."""
+    x = draw(3, 24, 24)
+    zero, one = encode(x, size=60), encode(x, size=60, seed=1)
+    assert zero[HEADER_SIZE:] != one[HEADER_SIZE:]
+    assert abs(psnr(x, dcodec.decode(zero)) - psnr(x, dcodec.decode(one))) < 3
+    samples = [pixels(dcodec.decode(zero, estimate="sample", seed=seed)) for seed in (None, 0, 7)]
+    np.testing.assert_array_equal(samples[0], samples[1])
+    assert (samples[1] != samples[2]).mean() > 0.5
+    many = dcodec.decode_many(zero, samples=3, seed=7)
+    assert len(many.samples) == 3
+    assert many.std.shape == (24, 24)
+    assert np.abs(many.samples[0] - many.samples[1]).mean() > 0.01
+
+
+@pytest.mark.parametrize("preset", ["fast", "psc"])
+def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
+    """Same bytes, same pictures, whatever the number of samples in the denoiser at once."""
+    x, size = (draw(3, 50, 40), 100) if preset == "fast" else (draw(1, 6, 6), HEADER_SIZE + 2)
+    rows = 8 if preset == "psc" else None
+    streams, means, samples = set(), set(), set()
+    for chunk in (0, 1, 7, 32):
+        streams.add(data := encode(x, size=size, preset=preset, rows=rows, chunk=chunk))
+        means.add(pixels(dcodec.decode(data, chunk=chunk)).tobytes())
+        samples.add(pixels(dcodec.decode(data, estimate="sample", chunk=chunk)).tobytes())
+    assert (len(streams), len(means), len(samples)) == (1, 1, 1)
+
+
+# A target in dB
+
+
+@pytest.mark.parametrize(("channels", "target"), [(3, 21.0), (3, 24.5), (3, 27.0), (1, 23.0), (1, 30.0)])
+def test_psnr_is_reached_with_hardly_a_byte_too_many(channels: int, target: float, draw: Draw) -> None:
+    """The decoded mean reaches the target, and no prefix that is more than a few bytes shorter does."""
+    x = draw(channels, 40, 40)
+    report: dict[str, Any] = {}
+    data = encode(x, psnr=target, report=report)
+    reached = psnr(x, dcodec.decode(data))
+    assert reached >= target
+    assert report["psnr"] == pytest.approx(reached, abs=1e-9)
+    assert report["bytes"] == len(data)
+    slack = 4 + len(data) // 64
+    shorter = [n for n in range(len(data) - 5 * slack, len(data) - slack, slack) if n >= HEADER_SIZE]
+    assert all(psnr(x, dcodec.decode(data, size=n)) < target for n in shorter)
+
+
+def test_psnr_out_of_reach_is_refused(draw: Draw) -> None:
+    with pytest.raises(ValueError, match="out of reach"):
+        encode(draw(1, 6, 6), psnr=90)
+
+
+def test_report_counts_what_was_done(draw: Draw) -> None:
+    """nfe: evaluations, of one picture each, are those of the walk's refreshes and of the one estimate."""
+    coded: dict[str, Any] = {}
+    decoded: dict[str, Any] = {}
+    heard: list[tuple[int, int]] = []
+    data = encode(draw(3, 24, 24), size=70, report=coded, progress=lambda done, of, note: heard.append((done, of)))
+    dcodec.decode(data, report=decoded)
+    p = profile("fast")
+    walk = p.samples * (p.first_evaluations + (coded["refreshes"] - 1) * p.evaluations)
+    assert coded["nfe"] == walk
+    assert decoded["nfe"] >= walk
+    assert (coded["bytes"], decoded["bytes"]) == (70, 70)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert heard[-1][0] <= heard[-1][1]
