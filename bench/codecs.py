@@ -79,7 +79,7 @@ class Dcodec:
     @property
     def jobs(self) -> list[Job]:
         """Every rate, every estimate."""
-        return [(f"rate={rate:g}", e) for rate in sorted(self.rates) for e in ("mean", "sample")[: 1 + self.sample]]
+        return [(f"rate={rate}", e) for rate in sorted(self.rates) for e in ("mean", "sample")[: 1 + self.sample]]
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """See Codec."""
@@ -96,11 +96,86 @@ class Dcodec:
         data = dcodec.encode(np.asarray(picture), size=highest, prior=self.weights)
         encode_s = time.process_time() - begin
 
-        session = api._Session.of(data, max(wanted), self.weights, "cpu", 0, MAX_SIDE, None)
-        counted = session.counted
-        walk_s, walk_nfe = 0.0, 0
         begin = time.process_time()
+        session = api._Session.of(data, max(wanted), self.weights, "cpu", 0, MAX_SIDE, None)
+        walk_s, walk_nfe, counted = 0.0, 0, session.counted
+        mark = counted.evaluations
         for size, state in session.states(sorted(wanted)):
             walk_s += time.process_time() - begin
-            walk_nfe, before = counted.evaluations - walk_nfe, counted.evaluations
-            raise NotImplementedError
+            walk_nfe += counted.evaluations - mark
+            for setting, estimate in wanted[size]:
+                begin, mark = time.process_time(), counted.evaluations
+                if estimate == "mean":
+                    x = api._mean(session.setting, state)
+                else:
+                    x = api._samples(session.setting, state, 1, None)[0]
+                shown = np.asarray(to_image(x))
+                decode_s = walk_s + time.process_time() - begin
+                yield Point(setting, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark)
+            begin, mark = time.process_time(), counted.evaluations
+
+
+@dataclass(frozen=True)
+class Classic:
+    """A codec of Pillow. scale: what the settings' numbers are called; the file's options follow from `_options`."""
+
+    name: str
+    version: str
+    scale: str
+    values: tuple[float, ...]
+    prior = ""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The sweep."""
+        return [(f"{self.scale}={value:g}", "") for value in self.values]
+
+    def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
+        """See Codec."""
+        for setting, _ in jobs:
+            kind, options = _options(self.name, float(setting.removeprefix(self.scale + "=")), len(picture.mode))
+            file = io.BytesIO()
+            begin = time.process_time()
+            picture.save(file, kind, **options)
+            encoded = time.process_time()
+            with Image.open(file) as decoded:
+                shown = np.asarray(decoded.convert(picture.mode))
+            yield Point(setting, "", len(file.getvalue()), shown, encoded - begin, time.process_time() - encoded)
+
+
+def _options(name: str, value: float, channels: int) -> tuple[str, dict[str, Any]]:
+    """Pillow's format and options; those of the reference CSV (shared/data/README.md), but for AVIF's program."""
+    if name == "jpeg":
+        return "JPEG", {"quality": int(value), "optimize": True, "progressive": True, "subsampling": "4:2:0"}
+    if name == "webp":
+        return "WEBP", {"quality": int(value), "method": 6}
+    if name == "avif":
+        return "AVIF", {"quality": int(value), "speed": 4, "subsampling": "4:2:0", "max_threads": 1}
+    layers = [8 * channels / value]  # value: bits a pixel
+    colour = int(channels == 3)
+    return "JPEG2000", {"irreversible": True, "mct": colour, "quality_mode": "rates", "quality_layers": layers}
+
+
+# Pillow's name of the library, the settings' scale, the sweep, and a quick one: the reference CSV's where it has one
+_CLASSIC: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
+    "jpeg": ("libjpeg_turbo", "q", (*range(1, 30), *range(30, 60, 2), *range(60, 100, 5)), (2, 5, 10, 20, 30, 50, 75)),
+    "webp": ("webp", "q", (*range(0, 10), *range(10, 30, 2), *range(30, 100, 5)), (0, 5, 15, 30, 50, 75)),
+    "jpeg2000": (
+        "jpg_2000", "target_bpp",
+        (0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2),
+        (0.05, 0.1, 0.2, 0.4, 0.8),
+    ),
+    "avif": ("avif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
+}  # fmt: skip
+NAMES = ("dcodec", *_CLASSIC)
+
+
+def find(name: str, rates: Sequence[float], prior: str, *, sample: bool = False, quick: bool = False) -> Codec | None:
+    """The codec called `name`; None when this Pillow lacks it, ValueError when nobody knows it."""
+    if name == "dcodec":
+        return Dcodec(tuple(rates), prior, sample)
+    if name not in _CLASSIC:
+        raise ValueError(f"codec {name!r} is unknown: there are {', '.join(NAMES)}")
+    library, scale, sweep, few = _CLASSIC[name]
+    found = features.version(library)
+    return Classic(name, f"{found} (Pillow {pillow_version})", scale, few if quick else sweep) if found else None

@@ -29,6 +29,7 @@ Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 Report = dict[str, Any]
 
 MEAN_SAMPLES = 16  # that the mean estimate averages
+MEAN_EVALUATIONS = 6  # of the denoiser, for each of them
 SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
 _LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
 
@@ -250,7 +251,7 @@ def progressive(
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
     for size, state in session.states(sizes):
-        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=8)
+        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=MEAN_EVALUATIONS)
         mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
         sample = _samples(session.setting, state, 1, None)[0]
         yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(drawn))
@@ -318,7 +319,9 @@ class _Session:
         if entry is None:
             raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior FILE)")
         if entry.digest[:2] != header.prior:
-            raise BitstreamError(f"the stream was made with prior {header.prior.hex()}, not with {entry.name} {entry.digest[:2].hex()}")
+            raise BitstreamError(
+                f"the stream was made with prior {header.prior.hex()}, not with {entry.name} {entry.digest[:2].hex()}"
+            )
 
         from dcodec import codec
 
@@ -364,11 +367,12 @@ def _samples(setting: "Setting", state: "State", count: int, seed: int | None, n
     from dcodec import codec
 
     x = codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n).numpy()
-    return x / np.float32(_LUMA) if setting.layout.channels == 1 else x
+    return (x / _LUMA).astype(np.float32) if setting.layout.channels == 1 else x
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    mean: Pixels = _samples(setting, state, MEAN_SAMPLES, seed, n=8).mean(axis=0, dtype=np.float64).astype(np.float32)
+    drawn = _samples(setting, state, MEAN_SAMPLES, seed, n=MEAN_EVALUATIONS)
+    mean: Pixels = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 

@@ -48,8 +48,8 @@ def profile(preset: str, rows: int = 0) -> Profile:
     """The profile of a preset; `rows` is psc's rows a step."""
     if preset == "psc":
         return Profile(
-            "psc", samples=100, antithetic=False, warm=False, gains=False, evaluations=6, first_evaluations=8, tile=0, rank=rows, limit=rows,
-            own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
+            "psc", samples=100, antithetic=False, warm=False, gains=False, evaluations=6, first_evaluations=8,
+            tile=0, rank=rows, limit=rows, own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
         )  # fmt: skip
     return Profile(
         "fast", samples=8, antithetic=True, warm=True, gains=True, evaluations=4, first_evaluations=8, tile=4, rank=16,

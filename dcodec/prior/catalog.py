@@ -41,15 +41,13 @@ def gaussian_digest(parameters: Spectrum) -> bytes:
 @cache
 def installed() -> tuple[Entry, ...]:
     """The priors that come with the package, the default first."""
-    entries = []
-    weights = Path(str(files("dcodec.prior")))
     domains = {"photo": "photographs, colour or gray, any size"}
-    for path in sorted(weights.glob("*.safetensors"), key=lambda p: p.stem != DEFAULT):
-        entries.append(_entry(path.stem, path, domains.get(path.stem, "")))
-    entries.append(
-        Entry("gaussian", None, 0, gaussian_digest(PHOTO_SPECTRUM), "second-order statistics of photographs, no weights")
+    weights = sorted(Path(str(files("dcodec.prior"))).glob("*.safetensors"), key=lambda p: p.stem != DEFAULT)
+    gaussian = gaussian_digest(PHOTO_SPECTRUM)
+    return (
+        *(_entry(path.stem, path, domains.get(path.stem, "")) for path in weights),
+        Entry("gaussian", None, 0, gaussian, "second-order statistics of photographs, no weights"),
     )
-    return tuple(entries)
 
 
 def _entry(name: str, path: Path, domain: str = "") -> Entry:

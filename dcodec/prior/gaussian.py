@@ -157,9 +157,9 @@ class GaussianPrior:
 
     def draw(self, channels: int, h: int, w: int, seed: int) -> NDArray[np.float32]:
         """One picture (C, h, w) float32 from the prior; values may leave [-1, 1]. For experiments, not shared."""
-        z = np.random.default_rng(seed).standard_normal((channels, h, w))
-        z *= np.sqrt(spectrum(h, w, self.parameters[:channels]))
+        deviation = np.sqrt(spectrum(h, w, self.parameters[:channels]))
+        z = deviation * np.random.default_rng(seed).standard_normal((channels, h, w))
         x = np.matmul(np.matmul(dct_matrix(h).T, z), dct_matrix(w))
         if channels == 3:
-            x = np.einsum("oc,ohw->chw", opponent(), x)
+            x = np.tensordot(opponent().T, x, 1)
         return x.astype(np.float32)

@@ -1,0 +1,99 @@
+"""What does a user type? `python -m bench rd` adds measurements to a CSV, `python -m bench table` sums it up."""
+
+import multiprocessing
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import click
+
+from bench import codecs, measure, table
+from dcodec.prior import catalog
+
+_SUFFIXES = {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"}
+
+
+def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
+    try:
+        rates = None if text is None else sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: expected numbers with commas between") from error
+    if rates and not 0 < rates[0] <= rates[-1] <= 48:
+        raise click.BadParameter(f"{text!r}: expected bits a pixel, above 0")
+    return rates
+
+
+@click.group()
+def main() -> None:
+    """Rate and distortion of dcodec and of classical codecs."""
+
+
+@main.command()
+@click.option("--images", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder.")
+@click.option("--rates", default="0.1,0.2,0.3,0.5", callback=_rates, help="Bits a pixel of dcodec.", show_default=True)
+@click.option("--codecs", "names", default=",".join(codecs.NAMES), show_default=True)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="CSV to add rows to.")
+@click.option("--prior", default=catalog.DEFAULT, show_default=True, help="Of dcodec: a name or a safetensors file.")
+@click.option("--limit", type=click.IntRange(1), help="The first N pictures only.")
+@click.option("--crop", type=click.IntRange(1), help="The middle N x N pixels only.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, of one thread each.")
+@click.option("--quick", is_flag=True, help="Classical codecs: some five settings each instead of a sweep.")
+@click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
+def rd(
+    images: Path, rates: list[float], names: str, out: Path, prior: str, limit: int | None, crop: int | None, jobs: int,
+    quick: bool, sample: bool,
+) -> None:  # fmt: skip
+    """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:limit]
+    twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+    if not paths or twice:
+        raise click.ClickException(f"{images}: " + (f"two pictures are called {twice[0]}" if twice else "no pictures"))
+    chosen: list[codecs.Codec] = []
+    try:
+        for name in names.split(","):
+            codec = codecs.find(name, rates, prior, sample=sample, quick=quick)
+            if codec is None:
+                click.echo(f"{name}: left out, this Pillow does not have it", err=True)
+            else:
+                assert codec.prior is not None  # looked up now: an unknown prior ends here
+                chosen.append(codec)
+        held = {tuple(row[column] for column in measure.KEY): row for row in measure.resume(out)}
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    commit, machine, crop = measure.commit(), measure.machine(), crop or 0
+    tasks, kept = [], Counter[str]()
+    for path in paths:
+        image = f"{path.stem} crop={crop}" if crop else path.stem
+        for codec in chosen:
+            keys = {job: (codec.name, *job, image, codec.prior) for job in codec.jobs}
+            kept.update(held[key]["commit"] for key in keys.values() if key in held and codec.prior)
+            todo = tuple(job for job, key in keys.items() if key not in held)
+            if todo:
+                tasks.append(measure.Task(out, codec, todo, path, image, crop, commit, machine))
+    for other, count in kept.items():
+        if other != commit:
+            click.echo(f"{out}: {count} rows of dcodec are kept from commit {other or 'unknown'}", err=True)
+    if jobs == 1:
+        for task in tasks:
+            click.echo(measure.measure(task), err=True)
+        return
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # for the new processes
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:  # notices processes that die
+        for line in pool.map(measure.measure, tasks):
+            click.echo(line, err=True)
+
+
+@main.command("table")
+@click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rates", callback=_rates, help="Bits a pixel.  [default: those that dcodec was measured at]")
+@click.option("--reference", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of other codecs.")
+def show(path: Path, rates: list[float] | None, reference: Path | None) -> None:
+    """Print the mean PSNR at each rate as a Markdown table."""
+    rows = table.read(path)
+    others = table.read(reference) if reference else []
+    click.echo(table.markdown(rows, rates or table.rates_of(rows), others))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""How is a row measured, and kept? One task, one codec on one picture, adds its rows to a CSV.
+
+A row is written whole, the moment it is measured, and never again: after a kill the same command goes on.
+"""
+
+import csv
+import io
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench import codecs, metrics, table
+from dcodec.pictures import load, to_image
+
+COLUMNS = (
+    "codec", "version", "setting", "estimate", "image", "width", "height", "bytes", "bpp", "psnr_rgb", "ms_ssim",
+    "encode_s", "decode_s", "nfe", "prior", "commit", "machine",
+)  # fmt: skip
+KEY = ("codec", "setting", "estimate", "image", "prior")
+_ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one codec still has to do with one picture."""
+
+    out: Path
+    codec: codecs.Codec
+    jobs: tuple[codecs.Job, ...]
+    path: Path
+    image: str
+    crop: int
+    commit: str
+    machine: str
+
+
+def resume(out: Path) -> list[dict[str, str]]:
+    """Make `out` a CSV that rows can be added to, without the line that a kill cut off; the rows it holds.
+
+    ValueError when it is another CSV.
+    """
+    head = (",".join(COLUMNS) + "\n").encode()
+    data = out.read_bytes() if out.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole and head.startswith(data):  # new, or killed while it began
+        out.write_bytes(head)
+    elif not whole.startswith(head):
+        raise ValueError(f"{out}: expected a CSV of `bench rd`, found other columns")
+    elif len(whole) < len(data):
+        os.truncate(out, len(whole))
+    return table.read(out)
+
+
+def measure(task: Task) -> str:
+    """Do a task, adding a row for each of its jobs; what was done, in one line."""
+    picture = _picture(task.path, task.crop)
+    original = np.asarray(picture)
+    psnr = 0.0
+    for point in task.codec.points(picture, task.jobs):
+        psnr, similarity = metrics.psnr(original, point.shown), metrics.ms_ssim(original, point.shown)
+        values = (
+            task.codec.name, task.codec.version, point.setting, point.estimate, task.image,
+            picture.width, picture.height, point.size, f"{8 * point.size / (picture.width * picture.height):.5f}",
+            f"{psnr:.4f}", "" if similarity is None else f"{similarity:.6f}",
+            f"{point.encode_s:.4f}", f"{point.decode_s:.4f}", "" if point.nfe is None else point.nfe,
+            task.codec.prior, task.commit, task.machine,
+        )  # fmt: skip
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(values)
+        with open(task.out, "ab", buffering=0) as file:  # one write: processes that share the file do not mix lines
+            file.write(line.getvalue().encode())
+    return f"{task.codec.name} {task.image}: {len(task.jobs)} rows, last {task.jobs[-1][0]} {psnr:.2f} dB"
+
+
+def _picture(path: Path, crop: int) -> Image.Image:
+    """8-bit, mode L or RGB; the middle `crop` pixels square, where there are more."""
+    picture = to_image(load(path))
+    if crop:
+        w, h = (min(crop, side) for side in picture.size)
+        left, top = (picture.width - w) // 2, (picture.height - h) // 2
+        picture = picture.crop((left, top, left + w, top + h))
+    return picture
+
+
+def commit() -> str:
+    """The checkout that measures, "-dirty" when changed since; "" outside of one."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout
+        return ""
+
+
+def machine() -> str:
+    """Architecture, processor and number of cores."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
+        model = next(models, model)
+    return f"{platform.machine()} {model} x{os.cpu_count()}".replace(",", "")

@@ -1,0 +1,185 @@
+"""Do benchmark rows say what was measured, once each, and does the table average them as it claims?"""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import dcodec
+from bench import codecs, metrics, table
+from bench.__main__ import main
+from bench.measure import COLUMNS
+from dcodec.pictures import to_image
+
+DATA = Path(os.environ.get("DCODEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REFERENCE = DATA / "reference" / "kodak_classic.csv"
+needs_data = pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE} (set DCODEC_DATA)")
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path, draw):
+    """Two pictures of 48 x 40."""
+    where = tmp_path / "pictures"
+    where.mkdir()
+    for seed in range(2):
+        to_image(draw(3, 40, 48, seed)).save(where / f"p{seed}.png")
+    return where
+
+
+# ------------------------------------------------------------------------------------------- metrics
+
+
+@needs_data
+@pytest.mark.parametrize(("image", "setting"), [("kodim01", "q=2"), ("kodim13", "q=75")])
+def test_metrics_give_the_reference_values(image, setting):
+    rows = table.read(REFERENCE)
+    row = next(r for r in rows if (r["codec"], r["image"], r["setting"]) == ("jpeg", image, setting))
+    with Image.open(DATA / "kodak" / f"{image}.png") as picture:
+        picture = picture.convert("RGB")
+    codec = codecs.find("jpeg", [], "", quick=True)
+    assert codec is not None
+    (point,) = codec.points(picture, [(setting, "")])
+    original = np.asarray(picture)
+    if point.size != int(row["bytes"]):
+        pytest.skip("another libjpeg made the reference")
+    assert metrics.psnr(original, point.shown) == pytest.approx(float(row["psnr_rgb"]), abs=1e-3)
+    assert metrics.ms_ssim(original, point.shown) == pytest.approx(float(row["ms_ssim"]), abs=1e-3)
+
+
+def test_metrics_at_their_ends():
+    a = np.arange(176 * 177, dtype=np.uint8).reshape(176, 177)
+    assert metrics.psnr(a, a) == np.inf
+    assert metrics.ms_ssim(a, a) == pytest.approx(1)
+    assert metrics.ms_ssim(a[:-1], a[:-1]) is None  # too small for five scales
+    assert metrics.psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 5, np.uint8)) == pytest.approx(34.1514, abs=1e-4)
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.psnr(a, a[:-1])
+
+
+# ------------------------------------------------------------------------------------------- rows
+
+
+def test_rows_are_those_of_decoded_files(folder, tmp_path):
+    out = tmp_path / "rd.csv"
+    run("rd", "--images", folder, "--rates", "0.5,1", "--codecs", "dcodec,jpeg", "--prior", "gaussian", "--limit", 1,
+        "--out", out, "--quick", "--sample")  # fmt: skip
+    rows = table.read(out)
+    assert [tuple(row) for row in rows] == [COLUMNS] * (4 + 7)
+    picture = Image.open(folder / "p0.png")
+    data = dcodec.encode(picture, bpp=1, prior="gaussian")
+    for row in rows[:4]:
+        size = int(float(row["setting"].removeprefix("rate=")) * 48 * 40 / 8)
+        report: dict[str, int] = {}
+        shown = dcodec.decode(data, size=size, estimate=row["estimate"], report=report)
+        assert int(row["bytes"]) == size
+        assert float(row["psnr_rgb"]) == pytest.approx(metrics.psnr(np.asarray(picture), np.asarray(shown)), abs=1e-4)
+        assert int(row["nfe"]) == report["nfe"]  # the walk of the other rates costs nothing
+        assert row["ms_ssim"] == ""
+        assert row["prior"].startswith("gaussian-")
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=2, optimize=True, progressive=True, subsampling="4:2:0")
+    assert (rows[4]["setting"], int(rows[4]["bytes"])) == ("q=2", len(file.getvalue()))
+
+
+@pytest.mark.parametrize("cut", [0, 7, 200, 900, 1500, -1])
+def test_a_kill_loses_no_row_and_doubles_none(folder, tmp_path, cut):
+    out = tmp_path / "rd.csv"
+    command = ("rd", "--images", folder, "--codecs", "jpeg,webp", "--out", out, "--quick", "--crop", 32)
+    run(*command)
+    whole = out.read_bytes()
+    assert run(*command) == ""  # nothing left to do
+    assert out.read_bytes() == whole
+    out.write_bytes(whole[:cut])
+    run(*command)
+
+    def measured(data: bytes) -> list[list[str]]:  # without times
+        return sorted(row[:11] + row[13:] for row in csv.reader(data.decode().splitlines()))
+
+    assert measured(out.read_bytes()) == measured(whole)
+
+
+def test_processes_write_the_same_rows(folder, tmp_path):
+    found = []
+    for jobs in ("1", "2"):
+        out = tmp_path / f"{jobs}.csv"
+        arguments = ["rd", "--images", folder, "--codecs", "jpeg", "--out", out, "--quick", "--jobs", jobs]
+        command = [sys.executable, "-m", "bench", *map(str, arguments)]  # not `run`: what new processes import matters
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=60)
+        found.append(sorted(row["image"] + row["setting"] + row["bytes"] for row in table.read(out)))
+    assert found[0] == found[1] != []
+
+
+def test_a_foreign_csv_is_left_alone(folder, tmp_path):
+    out = tmp_path / "other.csv"
+    out.write_text("a,b\n1,2\n")
+    result = CliRunner().invoke(main, ["rd", "--images", str(folder), "--codecs", "jpeg", "--out", str(out)])
+    assert result.exit_code == 1
+    assert "other columns" in result.output
+    assert out.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("name", codecs.NAMES[1:])
+def test_gray_pictures_stay_gray(name):
+    codec = codecs.find(name, [], "", quick=True)
+    if codec is None:
+        pytest.skip(f"Pillow without {name}")
+    (point,) = codec.points(Image.new("L", (32, 24), 100), codec.jobs[-1:])
+    assert point.shown.shape == (24, 32)
+
+
+# ------------------------------------------------------------------------------------------- table
+
+
+def row(codec, setting, image, bpp, psnr, **more):
+    return {"codec": codec, "setting": setting, "image": image, "bpp": str(bpp), "psnr_rgb": str(psnr), **more}
+
+
+ROWS = [
+    row("dcodec", "rate=0.1", "a", 0.0999, 30, prior="photo-12", estimate="mean"),
+    row("dcodec", "rate=0.1", "b", 0.0999, 32, prior="photo-12", estimate="mean"),
+    row("dcodec", "rate=0.2", "a", 0.1999, 33, prior="photo-12", estimate="mean"),
+    row("jpeg", "q=1", "a", 0.3, 30),  # not in order
+    row("jpeg", "q=2", "a", 0.1, 26),
+    row("jpeg", "q=1", "b", 0.15, 28),
+    row("jpeg", "q=2", "b", 0.25, 30),
+]
+
+
+def test_table_by_hand(tmp_path):
+    lines = table.markdown(ROWS, [0.1, 0.2, 0.5]).splitlines()
+    assert lines[0] == "| bpp | dcodec photo-12 | jpeg | dcodec photo-12 - jpeg |"
+    assert lines[2:5] == [
+        "| 0.1 | 31.00 | (1) | +4.00 (1) |",  # b's smallest JPEG is larger
+        "| 0.2 | (1) | 28.50 | +5.00 (1) |",  # a: 28, b: 29
+        "| 0.5 | (0) | (0) | (0) |",
+    ]
+    assert "2 pictures" in lines[-1]
+    assert table.rates_of(ROWS) == [0.1, 0.2]
+
+
+def test_table_with_a_reference(tmp_path):
+    reference = [row("jxl", "d=1", "a", 0.1, 31), row("jxl", "d=1", "b", 0.1, 35), row("jxl", "d=1", "c", 0.1, 99)]
+    lines = table.markdown(ROWS, [0.1], reference).splitlines()
+    assert lines[0] == "| bpp | dcodec photo-12 | jpeg | jxl* | dcodec photo-12 - jpeg |"
+    assert lines[2] == "| 0.1 | 31.00 | (1) | 33.00 | +4.00 (1) |"
+    path = tmp_path / "rd.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(ROWS)
+    assert "| 0.2 | (1) | 28.50 | +5.00 (1) |" in run("table", path)
+    with_reference = run("table", path, "--rates", "0.1", "--reference", path)
+    assert with_reference.startswith("| bpp | dcodec photo-12 | jpeg | dcodec photo-12* | jpeg* | dcodec photo-12 - jpeg |")

@@ -1,0 +1,256 @@
+"""Do symbols survive the bits, and does a prefix of the bits settle what it can, and nothing else?"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dcodec.container import HEADER_SIZE, MAGIC, PRESETS, VERSION, BitstreamError, Header
+from dcodec.entropy import PRECISION, Decoder, Encoder, frequencies
+from dcodec.quantize import SPREADS, SYMBOL_MAX, dequantize, quantize, spread_index
+
+Turn = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]  # small symbols, levels, symbols
+several = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Turn]:
+    """Refreshes of a walk: some small symbols, then symbols under falling levels, most of them as wide as predicted."""
+    out = []
+    for _ in range(draw(st.integers(1, 4))):
+        rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+        small = rng.integers(-3, 4, draw(st.integers(0, 5))).astype(np.int32)
+        levels = np.sort(rng.integers(0, draw(st.integers(1, len(SPREADS))), draw(st.integers(0, 300))))[::-1].copy()
+        surprise = draw(st.sampled_from([0.25, 1.0, 1.0, 4.0]))
+        symbols = quantize(rng.standard_normal(len(levels)) * SPREADS[levels] * surprise, 1.0)
+        wild = rng.random(len(levels)) < draw(st.sampled_from([0.0, 0.05]))
+        symbols[wild] = rng.integers(-SYMBOL_MAX, SYMBOL_MAX + 1, int(wild.sum()))
+        out.append((small, levels, symbols))
+    return out
+
+
+def write(written: list[Turn]) -> Encoder:
+    encoder = Encoder()
+    for small, levels, symbols in written:
+        encoder.write_small(small)
+        encoder.write(symbols, levels)
+    return encoder
+
+
+def read(data: bytes, written: list[Turn]) -> tuple[list[NDArray[np.int32]], Decoder]:
+    """What `data` settles, part by part, for a decoder that knows the levels."""
+    decoder, parts = Decoder(data), []
+    for small, levels, _ in written:
+        parts.append(decoder.read_small(len(small)))
+        parts.append(decoder.read(levels))
+    return parts, decoder
+
+
+def told(written: list[Turn]) -> list[NDArray[np.int32]]:
+    return [part for small, _, symbols in written for part in (small, symbols)]
+
+
+# Symbols
+
+
+@several
+@given(turns())
+def test_whole_streams_settle_everything(written: list[Turn]) -> None:
+    encoder = write(written)
+    parts, decoder = read(encoder.cut(encoder.bits // 8 + 8), written)
+    assert not decoder.ended
+    for part, expected in zip(parts, told(written), strict=True):
+        assert part.dtype == np.int32
+        np.testing.assert_array_equal(part, expected)
+
+
+@several
+@given(turns(), st.data())
+def test_any_cut_settles_an_exact_prefix(written: list[Turn], data: st.DataObject) -> None:
+    """Symbols of a cut are the first ones written, and once a decoder has ended, it reads nothing more."""
+    encoder = write(written)
+    size = data.draw(st.integers(0, encoder.bits // 8 + 8))
+    settled = encoder.cut(size)
+    assert len(settled) == size
+    parts, decoder = read(settled, written)
+    ended = False
+    for part, expected in zip(parts, told(written), strict=True):
+        np.testing.assert_array_equal(part, expected[: len(part)])
+        assert not (ended and len(part))
+        ended = ended or len(part) < len(expected)
+    assert decoder.ended == ended
+
+
+@several
+@given(turns())
+def test_cuts_cannot_change_once_filled(written: list[Turn]) -> None:
+    """What follows does not touch the bytes that an encoder calls filled."""
+    encoder = write(written)
+    early = [size for size in range(encoder.bits // 8 + 1) if encoder.filled(size)]
+    assume(early)
+    before = encoder.cut(early[-1])
+    rng = np.random.default_rng(len(before))
+    for _ in range(3):
+        encoder.write(rng.integers(-9, 10, 50).astype(np.int32), np.full(50, 20))
+        assert encoder.cut(early[-1]) == before
+
+
+def information(level: int, symbols: NDArray[np.int32]) -> NDArray[np.float64]:
+    bits: NDArray[np.float64] = PRECISION - np.log2(frequencies(float(SPREADS[level]))[symbols + SYMBOL_MAX])
+    return bits
+
+
+@pytest.mark.parametrize("level", [12, 18, 30, 45])
+def test_cuts_settle_nearly_all_they_can(level: int) -> None:
+    """n bits cannot settle more than n bits of information; on average they miss 4 bits and two symbols at most.
+
+    Which ones a cut misses is chance: the number that a prefix begins may lie near the border of a symbol, m bits near
+    with probability 2**-m. Hence a mean over many cuts, and a bound that no cut in ten thousand should exceed.
+    """
+    misses, most = [], 0.0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        cumulative = np.cumsum(frequencies(float(SPREADS[level]))) / 2**PRECISION
+        symbols = (np.searchsorted(cumulative, rng.random(256)) - SYMBOL_MAX).astype(np.int32)  # one run: no adaptation
+        levels = np.full(len(symbols), level)
+        encoder = Encoder()
+        encoder.write(symbols, levels)
+        bits = information(level, symbols)
+        told = np.concatenate([[0.0], np.cumsum(bits)])
+        most = max(most, bits.max())
+        assert abs(encoder.bits - told[-1]) < 100  # the coder costs what information theory says
+        for size in range(int(told[-1]) // 8):
+            count = len(Decoder(encoder.cut(size)).read(levels))
+            assert told[count] < 8 * size + 2  # the coder's own table is a little kinder to the rarest symbols
+            misses.append(8 * size - told[count])
+            assert misses[-1] < 14 + 2 * most
+    assert np.mean(misses) < 4 + 2 * bits.mean()
+
+
+def test_adaptation_pays_for_wrong_spreads() -> None:
+    """Symbols twice, or a quarter, as wide as predicted cost little more than those predicted rightly."""
+    rng = np.random.default_rng(0)
+    for factor in (2.0, 0.25):
+        symbols = quantize(rng.standard_normal(6000) * SPREADS[30] * factor, 1.0)
+        wrong, right, fixed = Encoder(), Encoder(), float(information(30, symbols).sum())
+        wrong.write(symbols, np.full(len(symbols), 30))
+        right.write(symbols, spread_index(np.full(len(symbols), (SPREADS[30] * factor) ** 2), 1.0))
+        assert wrong.bits < 1.03 * right.bits
+        assert wrong.bits < 0.97 * fixed
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_frequencies_are_a_distribution(spread: float) -> None:
+    """Positive, symmetric, summing to 2**24, falling from the middle, about as wide as the spread says."""
+    f = frequencies(float(spread))
+    assert f.shape == (2 * SYMBOL_MAX + 1,)
+    assert f.dtype == np.int64
+    assert (f > 0).all()
+    assert f.sum() == 1 << PRECISION
+    np.testing.assert_array_equal(f, f[::-1])
+    assert (np.diff(f[SYMBOL_MAX:]) <= 0).all()
+    if 2 < spread < SYMBOL_MAX / 6:
+        k = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 1)
+        assert np.sqrt((f * k * k).sum() / f.sum()) == pytest.approx(spread, rel=0.15)
+
+
+def test_empty_data_and_empty_turns() -> None:
+    decoder = Decoder(b"")
+    assert len(decoder.read(np.zeros(0, np.int64))) == 0
+    assert not decoder.ended
+    assert len(decoder.read(np.full(3, 40))) == 0
+    assert decoder.ended
+    assert len(decoder.read_small(2)) == 0
+    assert Encoder().cut(3) == b"\0\0\0"
+
+
+# Quantization
+
+
+@several
+@given(st.integers(0, 2**32), st.floats(1e-3, 10))
+def test_quantization_error_stays_in_its_bin(seed: int, step: float) -> None:
+    """y is within half a bin of what was measured, bins are as wide as the noise variance says, zero is symmetric."""
+    rng = np.random.default_rng(seed)
+    z, loc = rng.standard_normal(200) * 20 * step, rng.standard_normal(200)
+    symbols = quantize(z, step)
+    np.testing.assert_array_equal(quantize(-z, step), -symbols)
+    y, noise = dequantize(loc, symbols, step)
+    width = np.sqrt(12 * noise)
+    assert (np.abs(loc + z - y)[np.abs(symbols) < SYMBOL_MAX] <= 0.6 * width[np.abs(symbols) < SYMBOL_MAX]).all()
+    assert (width[symbols == 0] >= step).all()
+
+
+def test_levels_are_the_nearest_spreads() -> None:
+    step = 0.3
+    np.testing.assert_array_equal(spread_index((SPREADS * step) ** 2, step), np.arange(len(SPREADS)))
+    np.testing.assert_array_equal(spread_index(np.array([0.0, 1e9]), step), [0, len(SPREADS) - 1])
+
+
+# The header
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> Header:
+    preset = draw(st.sampled_from(PRESETS))
+    psc = preset == "psc"
+    return Header(
+        width=draw(st.integers(1, 65536)),
+        height=draw(st.integers(1, 65536)),
+        gray=draw(st.booleans()),
+        preset=preset,
+        rows=draw(st.integers(1, 31)) if psc else 0,
+        prior=draw(st.binary(min_size=2, max_size=2)),
+        seed=draw(st.integers(0, 255)),
+        step=draw(st.integers(0, 7)) << 5 if psc else draw(st.integers(0, 255)),
+        fingerprint=draw(st.binary(min_size=2, max_size=2)),
+    )
+
+
+@given(headers(), st.binary(max_size=5))
+def test_header_round_trip(header: Header, payload: bytes) -> None:
+    data = header.pack()
+    assert len(data) == HEADER_SIZE
+    assert Header.unpack(data + payload) == header
+
+
+@given(headers(), st.data())
+def test_every_field_has_its_place(header: Header, data: st.DataObject) -> None:
+    """Two headers that differ anywhere have different bytes."""
+    other = data.draw(headers())
+    assert (header == other) == (header.pack() == other.pack())
+    for name in ("width", "height", "gray", "prior", "seed", "fingerprint"):
+        changed = replace(header, **{name: getattr(other, name)})
+        assert (changed.pack() == header.pack()) == (changed == header)
+
+
+def test_fields_out_of_range_are_refused() -> None:
+    fine = Header(1, 65536, True, "psc", 31, b"ab", 255, 224, b"cd")
+    assert Header.unpack(fine.pack()) == fine
+    for change in (
+        {"width": 0}, {"width": 65537}, {"height": 0}, {"height": 65537}, {"rows": -1}, {"rows": 32}, {"seed": -1},
+        {"seed": 256}, {"step": -1}, {"step": 256}, {"preset": "slow"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"."):
+            replace(fine, **change).pack()
+
+
+@given(
+    st.binary(max_size=3 * HEADER_SIZE)
+    | st.builds(MAGIC.__add__, st.binary(max_size=20))
+    | st.builds((MAGIC + bytes([VERSION << 4])).__add__, st.binary(min_size=10, max_size=20))
+    | st.builds((MAGIC + bytes([VERSION << 4 | 2])).__add__, st.binary(min_size=10, max_size=20))
+)
+@example(b"")
+@example(MAGIC)
+@example(Header(5, 6, False, "fast", 0, b"ab").pack()[:-1])
+def test_any_bytes_are_a_header_or_a_bitstream_error(data: bytes) -> None:
+    """What unpacks packs back to the same bytes: nothing that the header says is lost."""
+    try:
+        header = Header.unpack(data)
+    except BitstreamError:
+        return
+    assert header.pack() == data[:HEADER_SIZE]
