@@ -311,7 +311,7 @@ def encode(x: Tensor, header: Header, setting: Setting, enough: Callable[[State,
     """Walk with the picture `x` (1, C, h, w) float32 until `enough` says so, or until nothing is left to measure."""
     h, w = setting.layout.padded
     writer = Writer(extend(x, h - x.shape[2], w - x.shape[3]), setting)
-    steps: deque[Step] = deque(maxlen=3)
+    steps: deque[Step] = deque(maxlen=2)
     before: State | None = None
     for state in walk(setting, writer):
         if before is not None:

@@ -11,7 +11,6 @@ v: variance of the row's projection when it was measured; q: variance of its qua
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from dcodec.transform import Layout, analyze, synthesize
 
 Array = NDArray[np.float64]
 
+_CHUNK = 1 << 21  # numbers of rows worked on at once
 VALUE_BITS = 12  # coefficients meet rows in units of 2**-12
 @dataclass(frozen=True)
 class Measured:
@@ -47,24 +47,6 @@ class Measured:
         empty = np.zeros((0, 0))
         return cls(np.zeros(0, np.int64), np.zeros((0, 0, dim), np.float32), empty, empty, empty)
 
-    @cached_property
-    def _on_device(self) -> dict[str, tuple[Tensor, ...]]:
-        return {}
-
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        """tiles (A,), rows (A, k, p) and y (A, k), the latter two float64, on `device`; kept for further evaluations."""
-        if device not in self._on_device:
-            self._on_device[device] = tuple(
-                torch.from_numpy(a).to(device)
-                for a in (self.tiles, self.rows.astype(np.float64), np.rint(self.y * 2.0**VALUE_BITS))
-            )
-        tiles, rows, y = self._on_device[device]
-        return tiles, rows, y
-
-    def forget_device(self) -> None:
-        """Free the copies that `tensors` keeps."""
-        self._on_device.clear()
-
 
 def schedule(first: float, last: float, n: int) -> list[int]:
     """`n` (or fewer distinct) indices into SIGMAS, falling evenly on log sigma from about `first` to about `last`."""
@@ -83,13 +65,16 @@ def consistent(x0: Tensor, measured: Sequence[Measured], layout: Layout, scale: 
     for band, m in zip(bands, measured, strict=False):
         if not len(m.tiles):
             continue
-        tiles, rows, y = m.tensors(str(x0.device))
         r2 = s2 * m.variance / (s2 + m.variance)
-        gain = torch.from_numpy(np.where(np.isinf(m.noise), 0.0, r2 / (r2 + m.noise))).to(x0.device)
-        c = to_fixed(band[:, tiles], VALUE_BITS).transpose(0, 1)  # (A, S, p)
-        projection = c @ rows.mT * 2.0**-ROW_BITS  # (A, S, k), exact: |c| < 2**24, rows are unit vectors
-        pull = torch.round(gain[:, None] * (y[:, None] - projection))
-        band[:, tiles] += (pull @ rows * 2.0 ** -(ROW_BITS + VALUE_BITS)).float().transpose(0, 1)
+        gains = np.where(np.isinf(m.noise), 0.0, r2 / (r2 + m.noise))
+        for first in range(0, len(m.tiles), max(1, _CHUNK // m.rows[0].size)):
+            part = slice(first, first + max(1, _CHUNK // m.rows[0].size))
+            tiles, rows, y, gain = (torch.from_numpy(a[part]).to(x0.device) for a in (m.tiles, m.rows, m.y, gains))
+            rows = rows.double()
+            c = to_fixed(band[:, tiles], VALUE_BITS).transpose(0, 1)  # (A, S, p)
+            projection = c @ rows.mT * 2.0**-ROW_BITS  # (A, S, k), exact: |c| < 2**24, rows are unit vectors
+            pull = torch.round(gain[:, None] * (to_fixed(y, VALUE_BITS)[:, None] - projection))
+            band[:, tiles] += (pull @ rows * 2.0 ** -(ROW_BITS + VALUE_BITS)).float().transpose(0, 1)
     return synthesize(bands, layout)
 
 

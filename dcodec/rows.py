@@ -38,7 +38,7 @@ class Candidates:
     """
 
     tiles: NDArray[np.int64]
-    rows: NDArray[np.float64]
+    rows: NDArray[np.float32]
     loc: Array
     variance: Array
     wanted: NDArray[np.bool_]
@@ -70,7 +70,7 @@ class Directions:
         for index, (candidates, band) in enumerate(zip(self.bands, bands, strict=True)):
             mine = self.band == index
             x = band[0].double().numpy()[candidates.tiles]  # (A, p)
-            projection = np.matmul(candidates.rows, x[:, :, None])[:, :, 0] * 2.0**-ROW_BITS
+            projection = _project(candidates.rows, x) * 2.0**-ROW_BITS
             out[mine] = projection[self.tile[mine], self.column[mine]]
         return out
 
@@ -98,7 +98,7 @@ class View:
         d = x.double().numpy() - self.mean * 2.0**-VALUE_BITS
         total = float((d * d).sum())
         if len(self.measured.tiles):
-            inside = np.matmul(self.measured.rows * 2.0**-ROW_BITS, d[self.measured.tiles][:, :, None])
+            inside = _project(self.measured.rows, d[self.measured.tiles]) * 2.0**-ROW_BITS
             total -= float((inside * inside).sum())
         return max(total, 0.0)
 
@@ -106,7 +106,7 @@ class View:
 def view(band: Tensor, measured: Measured) -> View:
     """Summarize the samples (S, T, p) of a band."""
     count, tiles, p = band.shape
-    chunks = [slice(i, i + max(1, _CHUNK // (count * p))) for i in range(0, tiles, max(1, _CHUNK // (count * p)))]
+    chunks = _parts(tiles, count * p)
     mean, peak = np.empty((tiles, p)), 0.0
     for part in chunks:  # (S, t, p) at a time: pictures may be large
         fixed = to_fixed(band[:, part], VALUE_BITS).numpy()
@@ -118,7 +118,7 @@ def view(band: Tensor, measured: Measured) -> View:
     for part in chunks:
         fixed = to_fixed(band[:, part], VALUE_BITS).numpy() - mean[part]
         d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(fixed, 0, -1)), -exponent))  # (t, p, S)
-        rows = known.of(np.arange(part.start, min(part.stop, tiles)))
+        rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
             inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, S)
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
@@ -158,7 +158,7 @@ def _candidates(
     tiles = np.union1d(measured.tiles, new_tiles)
     known = measured.rows.shape[1]
     r = known + new_rows.shape[1]
-    rows = np.zeros((len(tiles), r, layout.dim(index)))
+    rows = np.zeros((len(tiles), r, layout.dim(index)), np.float32)
     variance = np.zeros((len(tiles), r))
     old_at, new_at = np.searchsorted(tiles, measured.tiles), np.searchsorted(tiles, new_tiles)
     rows[old_at, :known], rows[new_at, known:] = measured.rows, new_rows
@@ -167,19 +167,19 @@ def _candidates(
     total = measured.variance + noise
     variance[old_at, :known] = np.where(live, measured.variance * noise / np.where(live, total, 1.0), 0.0)
     variance[new_at, known:] = new_variance * scale
-    loc = np.matmul(rows, np.rint(view.mean[tiles])[:, :, None])[:, :, 0] * 2.0 ** -(ROW_BITS + VALUE_BITS)
+    loc = _project(rows, np.rint(view.mean[tiles])) * 2.0 ** -(ROW_BITS + VALUE_BITS)
     return Candidates(tiles, rows, loc, variance, variance > floor)
 
 
 def _new_rows(
     view: View, grid: tuple[int, int], profile: Profile, floor: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], Array]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32], Array]:
     """Tiles (A,) in which a direction may have a variance above `floor` (in squared units), their leading directions
     (A, r, p) and the variances (A, r)."""
     count, p, samples = view.deviations.shape
     dof = float(samples - 1)
     known = _Known(view.measured)
-    nothing = np.zeros(0, np.int64), np.zeros((0, 0, p)), np.zeros((0, 0))
+    nothing = np.zeros(0, np.int64), np.zeros((0, 0, p), np.float32), np.zeros((0, 0))
     if known.count == p or not view.energy.any():
         return nothing
     if profile.own == 1.0:
@@ -187,10 +187,11 @@ def _new_rows(
         if not len(tiles):
             return nothing
         a = view.deviations[tiles].astype(np.float64)
-        return tiles, *principal_directions(a, profile.rank, own=1.0 / dof, off=known.of(tiles), iterations=4)
+        leading, variance = principal_directions(a, profile.rank, own=1.0 / dof, off=known.of(tiles), iterations=4)
+        return tiles, leading.astype(np.float32), variance
     pool = np.zeros((p, p))
-    for i in range(0, count, max(1, _CHUNK // (samples * p))):
-        a = view.deviations[i : i + max(1, _CHUNK // (samples * p))].astype(np.float64)
+    for part in _parts(count, samples * p):
+        a = view.deviations[part].astype(np.float64)
         flat = np.moveaxis(a, 1, 0).reshape(p, -1)  # (p, t * S)
         pool += flat @ flat.T  # exact
     trace = float(np.trace(pool))
@@ -201,11 +202,29 @@ def _new_rows(
     tiles = np.flatnonzero(pooled * peak[0, 0] + profile.own * _OWN_PEAK * view.energy > floor)
     if not len(tiles):
         return nothing
-    rows, variance = principal_directions(
-        view.deviations[tiles].astype(np.float64), profile.rank, own=profile.own / dof, pool=pool,
-        pool_weight=pooled[tiles] / trace, off=known.of(tiles), start=start[0].T,
-    )  # fmt: skip
-    return tiles, rows, variance
+    rows = np.empty((len(tiles), min(profile.rank, p), p), np.float32)
+    variances = np.empty(rows.shape[:2])
+    for part in _parts(len(tiles), p * (profile.rank + 4) * 8):
+        some = tiles[part]
+        rows[part], variances[part] = principal_directions(
+            view.deviations[some].astype(np.float64), profile.rank, own=profile.own / dof, pool=pool,
+            pool_weight=pooled[some] / trace, off=known.of(some), start=start[0].T,
+        )  # fmt: skip
+    return tiles, rows, variances
+
+
+def _parts(n: int, size: int) -> list[slice]:
+    """Slices of 0 .. n whose items, of `size` numbers each, fit in the memory worked on at once."""
+    step = max(1, _CHUNK // size)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def _project(rows: NDArray[np.float32], x: Array) -> Array:
+    """(A, r, p) rows on (A, p) vectors: (A, r)."""
+    out = np.empty(rows.shape[:2])
+    for part in _parts(len(rows), rows.shape[1] * rows.shape[2]):
+        out[part] = np.matmul(rows[part].astype(np.float64), x[part, :, None])[:, :, 0]
+    return out
 
 
 class _Known:
@@ -256,5 +275,5 @@ def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_]
     noise = np.where(live, 1.0 / np.where(live, precision, 1.0), np.inf)
     tiles, slots = live.any(axis=1), live.any(axis=0)
     pick = np.ix_(tiles, slots)
-    rows = (candidates.rows[pick] * live[pick][:, :, None]).astype(np.float32)
+    rows = candidates.rows[pick] * live[pick][:, :, None]
     return Measured(candidates.tiles[tiles], rows, y[pick], noise[pick], variance[pick])

@@ -152,8 +152,7 @@ class GaussianPrior:
         else:
             transform = np.kron(np.eye(channels), transform)
         variance = spectrum(h, w, self.parameters[:channels]).reshape(-1, 1)
-        dense: NDArray[np.float64] = transform.T @ (variance * transform)
-        return dense
+        return np.asarray(transform.T @ (variance * transform), np.float64)
 
     def draw(self, channels: int, h: int, w: int, seed: int) -> NDArray[np.float32]:
         """One picture (C, h, w) float32 from the prior; values may leave [-1, 1]. For experiments, not shared."""
