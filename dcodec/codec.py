@@ -29,6 +29,7 @@ from dcodec.quantize import Symbols, dequantize, quantize
 from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.transform import Layout, analyze, extend, upsample
 
+MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
 
 
@@ -51,6 +52,11 @@ class Setting:
         if channels not in prior.channels:
             raise ValueError(f"prior {prior.name} knows pictures of {prior.channels} channels, not of {channels}")
         p = profile(header.preset, header.rows)
+        if not p.tile and channels * header.height * header.width > MAX_WHOLE:
+            raise BitstreamError(
+                f"preset psc takes pictures of up to {MAX_WHOLE} values, "
+                f"not {header.width}x{header.height}x{channels}: use preset fast"
+            )
         layout = p.layout(channels, header.height, header.width)
         octaves, eighths = divmod(header.step - 128, 8)
         first = p.first_step * (1 << layout.levels) * EIGHTHS[eighths] * 2.0**octaves

@@ -1,17 +1,18 @@
-"""Which bytes make a .dcx file?  See SPEC.md; this module needs nothing but `struct`.
+"""Which bytes make a .dcx file?  See SPEC.md; this module needs nothing but `struct` and `zlib`.
 
-    header (14 bytes) | payload: range coder's words, big-endian, cut anywhere
+    header (15 bytes) | payload: range coder's words, big-endian, cut anywhere
 """
 
 import struct
 from dataclasses import dataclass
+from zlib import crc32
 
 MAGIC = b"\x8adx"
 VERSION = 1
 MAX_SIDE = 4096
 PRESETS = ("fast", "psc")
 
-_STRUCT = struct.Struct(">3sBHH2sBB2s")
+_STRUCT = struct.Struct(">3sBHH2sBB2sB")
 HEADER_SIZE = _STRUCT.size
 
 
@@ -27,6 +28,7 @@ class Header:
     rows: rows of H a step (preset psc), 1 .. 31; 0 for fast. prior: first two bytes of the prior's sha256.
     seed: 0 .. 255, key of the shared noise. step: first quantization step, in eighths of an octave from the preset's own.
     fingerprint: two bytes of a hash of the first step's directions.
+    A check byte over all of them ends the header, so that damage is found before any work.
     """
 
     width: int
@@ -40,7 +42,7 @@ class Header:
     fingerprint: bytes = b"\0\0"
 
     def pack(self) -> bytes:
-        """The 14 header bytes; ValueError when a field is out of its range."""
+        """The header bytes; ValueError when a field is out of its range."""
         if not (1 <= self.width <= 65536 and 1 <= self.height <= 65536):
             raise ValueError(f"picture size {self.width}x{self.height} is outside 1..65536")
         if not (0 <= self.rows <= 31 and 0 <= self.seed <= 255 and 0 <= self.step <= 255):
@@ -48,9 +50,10 @@ class Header:
         kind = VERSION << 4 | PRESETS.index(self.preset) << 1 | int(self.gray)
         # psc needs no finer step than an octave (3 bits), fast no rows
         step = self.rows << 3 | self.step >> 5 if self.preset == "psc" else self.step
-        return _STRUCT.pack(
-            MAGIC, kind, self.width - 1, self.height - 1, self.prior, self.seed, step, self.fingerprint
+        fields = _STRUCT.pack(
+            MAGIC, kind, self.width - 1, self.height - 1, self.prior, self.seed, step, self.fingerprint, 0
         )
+        return fields[:-1] + bytes([crc32(fields[:-1]) & 255])
 
     @classmethod
     def unpack(cls, data: bytes) -> "Header":
@@ -59,11 +62,13 @@ class Header:
             raise BitstreamError("not a .dcx file: it does not start with the bytes 8A 64 78")
         if len(data) < HEADER_SIZE:
             raise BitstreamError(f"{len(data)} bytes are too few for a .dcx header of {HEADER_SIZE}")
-        _, kind, width, height, prior, seed, step, fingerprint = _STRUCT.unpack_from(data)
+        _, kind, width, height, prior, seed, step, fingerprint, check = _STRUCT.unpack_from(data)
         if kind >> 4 != VERSION:
             raise BitstreamError(f".dcx version {kind >> 4} is unknown to this decoder (it reads {VERSION})")
         if kind >> 1 & 7 >= len(PRESETS):
             raise BitstreamError(f"preset {kind >> 1 & 7} is unknown to this decoder")
+        if check != crc32(data[: HEADER_SIZE - 1]) & 255:
+            raise BitstreamError("the .dcx header is damaged: its check byte does not fit")
         preset = PRESETS[kind >> 1 & 7]
         rows = step >> 3 if preset == "psc" else 0
         if preset == "psc":
