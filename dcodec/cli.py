@@ -88,6 +88,10 @@ _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
 )
 _seed = click.option("--seed", type=click.IntRange(0, 255), metavar="N", help="Key of the random numbers.")
+_max_side = click.option(
+    "--max-side", type=click.IntRange(1), metavar="N", default=4096, show_default=True,
+    help="Refuse pictures with more pixels a side.",
+)  # fmt: skip
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
 _prior_file = click.option(
     "--prior", metavar="PATH", help="File of the prior, if it is not an installed one that the stream names."
@@ -130,10 +134,7 @@ def cli() -> None:
 @_device
 @_seed
 @click.option("--background", metavar="COLOR", help="Flatten a transparent picture over this colour.")
-@click.option(
-    "--max-side", type=click.IntRange(1), metavar="N", default=4096, show_default=True,
-    help="Refuse pictures with more pixels a side.",
-)  # fmt: skip
+@_max_side
 @_quiet
 def encode(
     source: str, out: str, bpp: float | None, size: int | None, psnr: float | None, preset: str,
@@ -192,10 +193,11 @@ def encode(
 @_prior_file
 @_device
 @_seed
+@_max_side
 @_quiet
 def decode(
     source: str, out: str, estimate: str | None, samples: int, std: str | None, bpp: float | None,
-    size: int | None, prior: str | None, device: str, seed: int | None, quiet: bool,
+    size: int | None, prior: str | None, device: str, seed: int | None, max_side: int, quiet: bool,
 ) -> None:  # fmt: skip
     """Show the stream IN, or a prefix of it, as the picture OUT.
 
@@ -217,7 +219,8 @@ def decode(
         raise click.UsageError("OUT and --std cannot both be -.")
     from dcodec import pictures
 
-    names = _numbered(out, samples) if samples > 1 else [out]
+    stem, extension = os.path.splitext(out)
+    names = [f"{stem}-{i}{extension}" for i in range(1, samples + 1)] if samples > 1 else [out]
     _prepare(source, *names, *([] if std is None else [std]))
     for name in names if std is None else [*names, std]:
         pictures.image_format(name)
@@ -227,7 +230,9 @@ def decode(
         size = int(bpp * header["width"] * header["height"] / 8)
     wants_sample = samples > 1 or estimate == "sample"
     report: dict[str, Any] = {}
-    common: dict[str, Any] = {"size": size, "prior": prior, "device": device, "seed": seed, "report": report}
+    common: dict[str, Any] = {
+        "size": size, "prior": prior, "device": device, "seed": seed, "max_side": max_side, "report": report
+    }  # fmt: skip
     with _bar("decoding", quiet) as progress:
         if samples == 1 and std is None:
             estimate = "sample" if wants_sample else "mean"
@@ -238,17 +243,12 @@ def decode(
             shown = many.samples[:samples] if wants_sample else [many.mean]
             images = [pictures.to_image(x) for x in shown]
     # All files are made before the first is written: a format that refuses leaves nothing half done.
-    files = [(name, pictures.image_bytes(image, name)) for name, image in zip(names, images, strict=True)]
     if std is not None:
-        files.append((std, pictures.image_bytes(pictures.std_image(many.std), std)))
+        names, images = [*names, std], [*images, pictures.std_image(many.std)]
+    files = [(name, pictures.image_bytes(image, name)) for name, image in zip(names, images, strict=True)]
     for name, content in files:
         pictures.write_atomically(name, content)
-    _close(out if samples == 1 else f"{names[0]} ... {names[-1]}", report, quiet)
-
-
-def _numbered(out: str, count: int) -> list[str]:
-    stem, extension = os.path.splitext(out)
-    return [f"{stem}-{i}{extension}" for i in range(1, count + 1)]
+    _close(out if samples == 1 else f"{names[0]} ... {names[samples - 1]}", report, quiet)
 
 
 @cli.command()
@@ -257,8 +257,11 @@ def _numbered(out: str, count: int) -> list[str]:
 @click.option("--steps", type=click.IntRange(1, 64), metavar="N", default=6, help="Prefixes.  [default: 6]")
 @_prior_file
 @_device
+@_max_side
 @_quiet
-def progress(source: str, out: str, steps: int, prior: str | None, device: str, quiet: bool) -> None:
+def progress(
+    source: str, out: str, steps: int, prior: str | None, device: str, max_side: int, quiet: bool
+) -> None:
     """Show how the picture grows with the prefixes of IN.
 
     OUT is a table as PNG (rates across; sample, mean and uncertainty down), a GIF that runs through the
@@ -283,7 +286,7 @@ def progress(source: str, out: str, steps: int, prior: str | None, device: str, 
     rows: dict[str, list[Image.Image]] = {"sample": [], "mean": [], "uncertainty": []}
     heads: list[str] = []
     with _bar("decoding prefixes", quiet) as show:
-        for snapshot in dcodec.progressive(data, steps=steps, prior=prior, device=device):
+        for snapshot in dcodec.progressive(data, steps=steps, prior=prior, device=device, max_side=max_side):
             rows["sample"].append(snapshot.sample)
             rows["mean"].append(snapshot.mean)
             rows["uncertainty"].append(pictures.std_image(snapshot.std))

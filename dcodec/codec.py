@@ -150,7 +150,7 @@ def draw_samples(setting: Setting, state: State, scale: int, count: int, seed: i
     """`count` samples of P(x|y) at `scale`, from the last ones where there are some: (count, C, h, w) float32, CPU."""
     p, layout = setting.profile, setting.layout
     unit = float(1 << scale)  # of a coefficient, in pixels of this scale
-    begin, finest = 16.0, 2.0**-5
+    begin, finest = 16.0, 2.0**-5 if state.step >= unit / 16 else 2.0**-6  # below what a row is measured for
     before = state.samples
     if before is not None:
         for _ in range(state.scale - scale):

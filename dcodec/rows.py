@@ -154,7 +154,7 @@ def _candidates(
 ) -> Candidates:
     floor, measured = profile.threshold * step * step, view.measured
     scale = gain * view.unit * view.unit
-    new_tiles, new_rows, new_variance = _new_rows(view, layout.grid(index), profile, floor / scale)
+    new_tiles, new_rows, new_variance = _new_rows(view, layout, index, profile, floor / scale)
     tiles = np.union1d(measured.tiles, new_tiles)
     known = measured.rows.shape[1]
     r = known + new_rows.shape[1]
@@ -172,7 +172,7 @@ def _candidates(
 
 
 def _new_rows(
-    view: View, grid: tuple[int, int], profile: Profile, floor: float
+    view: View, layout: Layout, index: int, profile: Profile, floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], Array]:
     """Tiles (A,) in which a direction may have a variance above `floor` (in squared units), their leading directions
     (A, r, p) and the variances (A, r)."""
@@ -180,7 +180,7 @@ def _new_rows(
     dof = float(samples - 1)
     known = _Known(view.measured)
     nothing = np.zeros(0, np.int64), np.zeros((0, 0, p), np.float32), np.zeros((0, 0))
-    if known.count == p or not view.energy.any():
+    if not view.energy.any():
         return nothing
     if profile.own == 1.0:
         tiles = np.flatnonzero(view.energy > floor)
@@ -195,20 +195,21 @@ def _new_rows(
         flat = np.moveaxis(a, 1, 0).reshape(p, -1)  # (p, t * S)
         pool += flat @ flat.T  # exact
     trace = float(np.trace(pool))
-    pooled = (1.0 - profile.own) * _smooth(view.energy, grid)
+    pooled = (1.0 - profile.own) * _smooth(view.energy, layout.grid(index))
     start, peak = principal_directions(
         np.zeros((1, p, 1)), profile.rank + 4, pool=pool, pool_weight=1.0 / trace, iterations=6
     )
     tiles = np.flatnonzero(pooled * peak[0, 0] + profile.own * _OWN_PEAK * view.energy > floor)
     if not len(tiles):
         return nothing
+    support = layout.support(index).numpy()
     rows = np.empty((len(tiles), min(profile.rank, p), p), np.float32)
     variances = np.empty(rows.shape[:2])
     for part in _parts(len(tiles), p * (profile.rank + 4) * 8):
         some = tiles[part]
         rows[part], variances[part] = principal_directions(
             view.deviations[some].astype(np.float64), profile.rank, own=profile.own / dof, pool=pool,
-            pool_weight=pooled[some] / trace, off=known.of(some), start=start[0].T,
+            pool_weight=pooled[some] / trace, off=known.of(some), support=support[some], start=start[0].T,
         )  # fmt: skip
     return tiles, rows, variances
 
@@ -231,7 +232,7 @@ class _Known:
     """Looks up the rows already measured on some tiles."""
 
     def __init__(self, measured: Measured) -> None:
-        self._measured, self.count = measured, measured.rows.shape[1]
+        self._measured = measured
 
     def of(self, tiles: NDArray[np.int64]) -> NDArray[np.float64]:
         """(A, k, p) in units of 2**-ROW_BITS, zeros where a tile has none."""
@@ -257,7 +258,7 @@ def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_]
     """Measurements of a band after some of its candidates were measured.
 
     chosen (A, r): which; y, noise (A, r): what came of them. A row measured before keeps both measurements, weighted by
-    their precision. Slots that hold no measurement on any tile are dropped.
+    their precision. A tile's rows fill its first slots.
     """
     known = measured.rows.shape[1]
     shape = candidates.variance.shape
@@ -273,7 +274,8 @@ def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_]
     total = old_y * old_precision + np.where(chosen, y / np.where(chosen, noise, 1.0), 0.0)
     y = np.where(live, total / np.where(live, precision, 1.0), 0.0)
     noise = np.where(live, 1.0 / np.where(live, precision, 1.0), np.inf)
-    tiles, slots = live.any(axis=1), live.any(axis=0)
-    pick = np.ix_(tiles, slots)
-    rows = candidates.rows[pick] * live[pick][:, :, None]
-    return Measured(candidates.tiles[tiles], rows, y[pick], noise[pick], variance[pick])
+    tiles = live.any(axis=1)
+    order = np.argsort(~live[tiles], axis=1, kind="stable")[:, : int(live.sum(axis=1).max(initial=0))]  # (A, k)
+    y, noise, variance = (np.take_along_axis(a[tiles], order, 1) for a in (y, noise, variance))
+    rows = np.take_along_axis(candidates.rows[tiles], order[:, :, None], 1) * ~np.isinf(noise)[:, :, None]
+    return Measured(candidates.tiles[tiles], rows, y, noise, variance)

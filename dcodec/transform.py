@@ -47,6 +47,10 @@ class Layout:
         c, h, w = self.band(index)
         return c * self.tile * self.tile if self.tile else c * h * w
 
+    def support(self, index: int) -> Tensor:
+        """(T, p) float64: ones where a tile of the band has coefficients, zeros where it reaches beyond the band."""
+        return to_tiles(torch.ones(1, *self.band(index), dtype=torch.float64), self, index)[0]
+
     def __len__(self) -> int:
         return self.levels + 1
 

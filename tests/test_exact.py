@@ -53,8 +53,8 @@ MIDDLE = {
     "OPENBLAS_CORETYPE": "Haswell", "MKL_CBWR": "AVX2",
 }  # fmt: skip
 NEW = {"OMP_NUM_THREADS": "2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"}
-MACHINES = {"old": (OLD, 7), "middle": (MIDDLE, 1), "new": (NEW, 32)}  # settings, chunk
-SINGLE = {  # one setting at a time
+MACHINES = {"old": (OLD, 7), "middle": (MIDDLE, 1)}  # settings, chunk
+SINGLE = {"new": (NEW, 32)} | {  # one setting at a time
     f"{name}={value}": ({name: value}, chunk)
     for name, value, chunk in [
         ("OMP_NUM_THREADS", "1", 1), ("OMP_NUM_THREADS", "2", 7), ("OMP_NUM_THREADS", "1", 32),

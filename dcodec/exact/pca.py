@@ -99,6 +99,7 @@ def principal_directions(
     pool: Array | None = None,
     pool_weight: Array | float = 0.0,
     off: Array | None = None,
+    support: Array | None = None,
     start: Array | None = None,
     iterations: int = 2,
 ) -> tuple[Array, Array]:
@@ -107,6 +108,7 @@ def principal_directions(
     deviations: A (P, p, S), integers of at most 13 bits: centred samples as columns.
     own, pool_weight: (P,) or scalar. pool: a shared covariance (p, p), any scale.
     off: orthonormal rows (P, j, p) in units of 2**-BITS that the directions must be orthogonal to.
+    support: (P, p) ones where a matrix has coefficients at all, zeros elsewhere.
     start: (p, k) first guess in units of 2**-BITS; default fixed random directions.
     Returns rows (P, rank, p) in units of 2**-BITS, orthonormal, by falling variance, and the variances (P, rank).
     """
@@ -127,7 +129,8 @@ def principal_directions(
         peak = _exponent(inner)
         inner = np.rint(np.ldexp(inner, np.minimum(BITS - peak, 0)[:, None, None]))
         y = np.ldexp(np.matmul(deviations, inner), np.maximum(peak - BITS, 0)[:, None, None])
-        return own * y if pool is None else own * y + weight[:, None, None] * np.matmul(pool, q)
+        y = own * y if pool is None else own * y + weight[:, None, None] * np.matmul(pool, q)
+        return y if support is None else y * support[:, :, None]
 
     for _ in range(iterations):
         q = orthonormal(_complement(_columns(covariance_times(q)), off))

@@ -51,9 +51,10 @@ def encode(name: str) -> bytes:
 def decode(data: bytes) -> dict[str, str]:
     """Hashes of what a stream shows: float32 pixels of the mean, of two samples, and of the mean of its first half."""
     import dcodec
+    from dcodec.container import HEADER_SIZE
 
     many = dcodec.decode_many(data, samples=2)
-    half = dcodec.decode_many(data, samples=1, size=(len(data) + 14) // 2)
+    half = dcodec.decode_many(data, samples=1, size=(len(data) + HEADER_SIZE) // 2)
     shown = {"mean": many.mean, "sample": many.samples[0], "second sample": many.samples[1], "half": half.mean}
     return {key: sha256(np.ascontiguousarray(value, "<f4").tobytes()).hexdigest() for key, value in shown.items()}
 
