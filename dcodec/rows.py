@@ -216,7 +216,7 @@ def _new_rows(
 
 def _parts(n: int, size: int) -> list[slice]:
     """Slices of 0 .. n whose items, of `size` numbers each, fit in the memory worked on at once."""
-    step = max(1, _CHUNK // size)
+    step = max(1, _CHUNK // max(1, size))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 

@@ -91,7 +91,7 @@ def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
         assert dcodec.info(data)["rows"] == rows
 
 
-@pytest.mark.parametrize(("channels", "h", "w"), [(3, 17, 31), (3, 99, 173), (1, 99, 173), (1, 48, 64)])
+@pytest.mark.parametrize(("channels", "h", "w"), [(3, 17, 31), (3, 99, 173), (1, 71, 45)])
 def test_sizes_are_exact_at_every_rate(channels: int, h: int, w: int, draw: Draw) -> None:
     """A budget is met to the byte; one below the header is refused. The cheaper streams are prefixes of the dearer."""
     x, streams = draw(channels, h, w), []
@@ -264,18 +264,23 @@ def test_progressive_shows_what_prefixes_decode_to_and_gets_better(draw: Draw) -
     assert shots[-1].std.mean() < 0.6 * shots[0].std.mean()
 
 
-@pytest.mark.parametrize(("channels", "side", "refreshes"), [(1, 24, 12), (3, 48, 10)])
+@pytest.mark.parametrize(("channels", "h", "w", "refreshes"), [(1, 22, 25, 14), (3, 48, 48, 10)])
 def test_rows_of_a_tile_are_orthonormal(
-    channels: int, side: int, refreshes: int, draw: Draw, prior: GaussianPrior
+    channels: int, h: int, w: int, refreshes: int, draw: Draw, prior: GaussianPrior
 ) -> None:
-    """However many are measured: what is known of one says nothing of another, and a tile has no more than dimensions."""
-    _, own = recorded(draw(channels, side, side), prior, "fast", 0, refreshes)
-    for m in own.steps[-1].after.measured:
+    """However many are measured: what is known of one says nothing of another, and none reaches beyond the picture."""
+    setting, own = recorded(draw(channels, h, w), prior, "fast", 0, refreshes)
+    anything = torch.randn(9, channels, *setting.layout.padded, generator=torch.Generator().manual_seed(0))
+    inside = [(tiles != 0).any(0).numpy() for tiles in analyze(anything, setting.layout)]
+    for m, coefficients in zip(own.steps[-1].after.measured, inside, strict=True):
         live = np.isfinite(m.noise)  # (A, k)
         rows = m.rows.astype(np.float64) * 2.0**-ROW_BITS * live[:, :, None]
         gram = np.matmul(rows, rows.transpose(0, 2, 1))
         np.testing.assert_allclose(gram, live[:, :, None] * np.eye(live.shape[1]), atol=2.0**-12)
-        assert (live.sum(1) <= rows.shape[2]).all()
+        there = coefficients[m.tiles]  # (A, p)
+        assert not (rows * ~there[:, None]).any()
+        assert (live.sum(1) <= there.sum(1)).all()
+    assert rows_measured(own.steps[-1].after) > 300
 
 
 # Estimates
@@ -329,7 +334,7 @@ def test_seeds_and_estimates_differ(draw: Draw) -> None:
 @pytest.mark.parametrize("preset", ["fast", "psc"])
 def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
     """Same bytes, same pictures, whatever the number of samples in the denoiser at once."""
-    x, size = (draw(3, 50, 40), 100) if preset == "fast" else (draw(1, 6, 6), HEADER_SIZE + 2)
+    x, size = (draw(3, 50, 40), 100) if preset == "fast" else (draw(1, 6, 6), HEADER_SIZE + 1)
     rows = 8 if preset == "psc" else None
     streams, means, samples = set(), set(), set()
     for chunk in (0, 1, 7, 32):
@@ -342,7 +347,7 @@ def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
 # A target in dB
 
 
-@pytest.mark.parametrize(("channels", "target"), [(3, 21.0), (3, 24.5), (3, 27.0), (1, 23.0), (1, 30.0)])
+@pytest.mark.parametrize(("channels", "target"), [(3, 21.0), (3, 24.5), (1, 23.0), (1, 30.0)])
 def test_psnr_is_reached_with_hardly_a_byte_too_many(channels: int, target: float, draw: Draw) -> None:
     """The decoded mean reaches the target, and no prefix that is more than a few bytes shorter does."""
     x = draw(channels, 40, 40)

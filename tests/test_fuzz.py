@@ -117,8 +117,8 @@ def check(streams: list[bytes], count: int, seed: int) -> None:
 def streams(draw: Draw) -> list[bytes]:
     """Small ones of either preset, in colour and gray."""
     return [
-        dcodec.encode(draw(3, 10, 12), size=50, prior="gaussian"),
-        dcodec.encode(draw(1, 16, 16), size=35, prior="gaussian"),
+        dcodec.encode(draw(3, 8, 7), size=40, prior="gaussian"),
+        dcodec.encode(draw(1, 12, 16), size=30, prior="gaussian"),
         dcodec.encode(draw(1, 6, 5), size=18, prior="gaussian", preset="psc", rows=8),
     ]
 

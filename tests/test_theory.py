@@ -60,7 +60,7 @@ def test_psc_keeps_to_the_rate_distortion_function(prior: GaussianPrior) -> None
     """
     h, w, payloads = 10, 14, (8, 14, 20, 26)
     variances = spectrum(h, w, PHOTO_SPECTRUM[:1]).ravel()
-    pictures = 6
+    pictures = 4
     errors, rows = np.zeros(len(payloads)), np.zeros(len(payloads))
     for seed in range(pictures):
         x = torch.from_numpy(prior.draw(1, h, w, seed))[None]

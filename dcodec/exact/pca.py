@@ -133,7 +133,8 @@ def principal_directions(
         return y if support is None else y * support[:, :, None]
 
     for _ in range(iterations):
-        q = orthonormal(_complement(_columns(covariance_times(q)), off))
+        q = _complement(_columns(covariance_times(q)), off)
+        q = orthonormal(_complement(_columns(q), off))  # twice: the first leaves little, with large rounding errors
     y = _complement(covariance_times(q), off)
     exponent = _exponent(y)
     bits = min(BITS, 51 - BITS - p.bit_length() // 2)
