@@ -145,7 +145,7 @@ def test_the_streams_say_something(prior: str) -> None:
     assert len(stream) == SIZE
     assert len({*decoded, *hashes(stream[: SIZE // 2])}) == 4
     shown, original = np.asarray(dcodec.decode(stream), np.float64), picture(*PRIORS[prior]).astype(np.float64)
-    assert ((shown - original) ** 2).mean() < 0.25 * original.var()
+    assert ((shown - original) ** 2).mean() < 0.5 * original.var()
 
 
 @pytest.mark.gpu

@@ -89,9 +89,9 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
         )  # fmt: skip
         out[:HEADER_SIZE] = header.pack()
     elif kind == 6:  # more bytes behind
-        out += rng.bytes(rng.integers(1, 40))
+        out += rng.bytes(rng.integers(1, 25))
     else:  # another payload
-        out[HEADER_SIZE:] = rng.bytes(rng.integers(0, 40))
+        out[HEADER_SIZE:] = rng.bytes(rng.integers(0, 25))
     return bytes(out)
 
 
@@ -117,8 +117,8 @@ def check(streams: list[bytes], count: int, seed: int) -> None:
 def streams(draw: Draw) -> list[bytes]:
     """Small ones of either preset, in colour and gray."""
     return [
-        dcodec.encode(draw(3, 8, 7), size=40, prior="gaussian"),
-        dcodec.encode(draw(1, 12, 16), size=30, prior="gaussian"),
+        dcodec.encode(draw(3, 8, 7), size=28, prior="gaussian"),
+        dcodec.encode(draw(1, 8, 10), size=24, prior="gaussian"),
         dcodec.encode(draw(1, 6, 5), size=18, prior="gaussian", preset="psc", rows=8),
     ]
 
