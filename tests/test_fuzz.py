@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Draw
 from PIL import Image
 
 import dcodec
+from dcodec.codec import Setting, states
 from dcodec.container import HEADER_SIZE, MAGIC, PRESETS, Header
+from dcodec.prior.gaussian import GaussianPrior
 
 SECONDS = 2  # of processor time, that damage may take to be found
 MEMORY = 3 << 30  # bytes more than there are now
@@ -139,6 +143,35 @@ def test_every_bit_of_the_header_counts(bit: int, streams: list[bytes]) -> None:
     out[bit // 8] ^= 1 << bit % 8
     with limits():
         assert outcome(bytes(out)) == "refused"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"width": 9}, {"height": 9}, {"gray": True}, {"step": 129}, {"step": 96}, {"step": 0}, {"step": 255},
+     {"preset": "psc", "rows": 3}, {"fingerprint": b"ab"}],
+    ids=str,
+)  # fmt: skip
+def test_a_header_of_another_picture_is_refused(change: dict[str, Any], streams: list[bytes]) -> None:
+    """Its check byte fits, so the first step's directions have to tell."""
+    header = replace(Header.unpack(streams[0]), **change)
+    with limits():
+        assert outcome(header.pack() + streams[0][HEADER_SIZE:]) == "refused"
+        assert outcome(header.pack()) == "refused"
+
+
+def test_other_arithmetic_is_refused(streams: list[bytes]) -> None:
+    """A prior that computes a little differently, under the right name."""
+
+    class Other(GaussianPrior):
+        def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+            return super().__call__(x, sigma) * (1 + 2.0**-10)
+
+    header = Header.unpack(streams[0])
+    setting = Setting.of(header, Other())
+    with pytest.raises(dcodec.BitstreamError, match="first step differs"):
+        list(states(streams[0], header, setting, [len(streams[0])]))
+    honest = Setting.of(header, GaussianPrior())
+    assert len(list(states(streams[0], header, honest, [len(streams[0])]))) == 1
 
 
 def test_damage_in_the_payload_is_no_error(streams: list[bytes]) -> None:

@@ -22,6 +22,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["codec"],
     ["api"],
     ["", "cli", "train", "train.quantize"],
+    ["train.fit"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
