@@ -167,7 +167,7 @@ def _encode_to_psnr(
             progress(int(100 * min(best, target)), int(100 * target), f"{best:.2f} dB at {encoder.bits} bit")
         return False
 
-    written = codec.encode(y, header, setting, enough)
+    written = codec.encode(y, header, setting, enough, keep=2)
     if best < target:
         raise ValueError(f"PSNR {target} dB is out of reach: all there is to say gives {best:.2f} dB")
     low, high = max(ends[-2] - 8, 0), ends[-1] + 8
@@ -384,6 +384,6 @@ def _std(drawn: Pixels) -> Pixels:
 
 def _psnr(x: Pixels, y: Pixels) -> float:
     """PSNR in dB of the 8-bit picture that `y` becomes, against `x` at its own depth."""
-    shown = np.rint((np.clip(y, -1, 1) + 1) * 127.5)
+    shown = np.rint((np.clip(y.astype(np.float64), -1, 1) + 1) * 127.5)
     error = float(np.mean((shown - (x.astype(np.float64) + 1) * 127.5) ** 2))
     return 10 * math.log10(255**2 / error) if error else math.inf

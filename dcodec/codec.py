@@ -313,11 +313,16 @@ class Written:
         return self.steps[-1].after
 
 
-def encode(x: Tensor, header: Header, setting: Setting, enough: Callable[[State, Encoder], bool]) -> Written:
-    """Walk with the picture `x` (1, C, h, w) float32 until `enough` says so, or until nothing is left to measure."""
+def encode(
+    x: Tensor, header: Header, setting: Setting, enough: Callable[[State, Encoder], bool], keep: int = 1
+) -> Written:
+    """Walk with the picture `x` (1, C, h, w) float32 until `enough` says so, or until nothing is left to measure.
+
+    keep: how many of the last steps to remember, so that prefixes ending in them need no decoding.
+    """
     h, w = setting.layout.padded
     writer = Writer(extend(x, h - x.shape[2], w - x.shape[3]), setting)
-    steps: deque[Step] = deque(maxlen=2)
+    steps: deque[Step] = deque(maxlen=keep)
     before: State | None = None
     for state in walk(setting, writer):
         if before is not None:

@@ -26,7 +26,8 @@ class Header:
 
     width, height: 1 .. 65536 pixels. gray: one channel instead of three. preset: a name of PRESETS.
     rows: rows of H a step (preset psc), 1 .. 31; 0 for fast. prior: first two bytes of the prior's sha256.
-    seed: 0 .. 255, key of the shared noise. step: first quantization step, in eighths of an octave from the preset's own.
+    seed: 0 .. 255, key of the shared noise. step: first quantization step, 128 and up: eighths of an
+    octave above the preset's own.
     fingerprint: two bytes of a hash of the first step's directions.
     A check byte over all of them ends the header, so that damage is found before any work.
     """
@@ -45,8 +46,12 @@ class Header:
         """The header bytes; ValueError when a field is out of its range."""
         if not (1 <= self.width <= 65536 and 1 <= self.height <= 65536):
             raise ValueError(f"picture size {self.width}x{self.height} is outside 1..65536")
-        if not (0 <= self.rows <= 31 and 0 <= self.seed <= 255 and 0 <= self.step <= 255):
-            raise ValueError("rows, seed or step out of range (0..31, 0..255, 0..255)")
+        if not (0 <= self.seed <= 255 and 128 <= self.step <= 255):
+            raise ValueError("seed or step out of range (0..255, 128..255)")
+        if self.rows not in (range(1, 32) if self.preset == "psc" else range(1)):
+            raise ValueError(f"{self.rows} rows a step do not go with preset {self.preset} (psc: 1..31, fast: 0)")
+        if len(self.prior) != 2 or len(self.fingerprint) != 2:
+            raise ValueError("prior and fingerprint are two bytes each")
         kind = VERSION << 4 | PRESETS.index(self.preset) << 1 | int(self.gray)
         # psc needs no finer step than an octave (3 bits), fast no rows
         step = self.rows << 3 | self.step >> 5 if self.preset == "psc" else self.step
@@ -75,4 +80,6 @@ class Header:
             if rows == 0:
                 raise BitstreamError("preset psc with 0 rows a step")
             step = (step & 7) << 5
+        if step < 128:
+            raise BitstreamError(f"first step {step} is finer than the preset's own")
         return cls(width + 1, height + 1, bool(kind & 1), preset, rows, prior, seed, step, fingerprint)

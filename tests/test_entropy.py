@@ -206,7 +206,7 @@ def headers(draw: st.DrawFn) -> Header:
         rows=draw(st.integers(1, 31)) if psc else 0,
         prior=draw(st.binary(min_size=2, max_size=2)),
         seed=draw(st.integers(0, 255)),
-        step=draw(st.integers(0, 7)) << 5 if psc else draw(st.integers(0, 255)),
+        step=draw(st.integers(4, 7)) << 5 if psc else draw(st.integers(128, 255)),
         fingerprint=draw(st.binary(min_size=2, max_size=2)),
     )
 
@@ -233,7 +233,7 @@ def test_fields_out_of_range_are_refused() -> None:
     assert Header.unpack(fine.pack()) == fine
     for change in (
         {"width": 0}, {"width": 65537}, {"height": 0}, {"height": 65537}, {"rows": -1}, {"rows": 32}, {"seed": -1},
-        {"seed": 256}, {"step": -1}, {"step": 256}, {"preset": "slow"},
+        {"seed": 256}, {"step": 127}, {"step": 256}, {"preset": "slow"}, {"rows": 0}, {"prior": b"a"}, {"fingerprint": b""},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"."):
             replace(fine, **change).pack()
