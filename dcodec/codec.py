@@ -194,7 +194,7 @@ class Writer:
 
     def __init__(self, x: Tensor, setting: Setting) -> None:
         """x: (1, C, H, W) float32 of the layout's padded size."""
-        self._x, self._layout, self.encoder = x, setting.layout, Encoder()
+        self._bands, self.encoder = analyze(x, setting.layout), Encoder()
         self.turns: list[tuple[int, NDArray[np.int64]]] = []  # gains written, levels of symbols written
         self.first = self.last = _NO_DIRECTIONS
         self._gains = 0
@@ -205,7 +205,7 @@ class Writer:
         """Measure and write the gains (see Coder)."""
         ratios = [
             (v.actual_energy(band[0]) + 1e-9) / (v.expected_energy() + 1e-9)
-            for v, band in zip(views, analyze(self._x, self._layout), strict=False)
+            for v, band in zip(views, self._bands, strict=False)
         ]
         gains = np.clip(np.rint(2 * np.log2(ratios)), -MAX_GAIN, MAX_GAIN).astype(np.int32)
         self.encoder.write_small(gains - np.array(expected, np.int32))
@@ -216,8 +216,7 @@ class Writer:
         """Quantize and write (see Coder)."""
         self.first, self.last = d if not self.turns else self.first, d
         self.turns.append((self._gains, d.levels))
-        bands = analyze(self._x, self._layout)[: len(d.bands)]
-        symbols = quantize(d.project(bands) - d.loc, d.step)
+        symbols = quantize(d.project(self._bands[: len(d.bands)]) - d.loc, d.step)
         self.encoder.write(symbols, d.levels)
         return symbols
 
