@@ -40,9 +40,10 @@ def main() -> None:
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, of one thread each.")
 @click.option("--quick", is_flag=True, help="Classical codecs: some five settings each instead of a sweep.")
 @click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
+@click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")
 def rd(
     images: Path, rates: list[float], names: str, out: Path, prior: str, limit: int | None, crop: int | None, jobs: int,
-    quick: bool, sample: bool,
+    quick: bool, sample: bool, walk_once: bool,
 ) -> None:  # fmt: skip
     """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:limit]
@@ -52,7 +53,7 @@ def rd(
     chosen: list[codecs.Codec] = []
     try:
         for name in names.split(","):
-            codec = codecs.find(name, rates, prior, sample=sample, quick=quick)
+            codec = codecs.find(name, rates, prior, sample=sample, quick=quick, walk_once=walk_once)
             if codec is None:
                 click.echo(f"{name}: left out, this Pillow does not have it", err=True)
             else:

@@ -67,7 +67,8 @@ def measure(task: Task) -> str:
             task.codec.name, task.codec.version, point.setting, point.estimate, task.image,
             picture.width, picture.height, point.size, f"{8 * point.size / (picture.width * picture.height):.5f}",
             f"{psnr:.4f}", "" if similarity is None else f"{similarity:.6f}",
-            f"{point.encode_s:.4f}", f"{point.decode_s:.4f}", "" if point.nfe is None else point.nfe,
+            f"{point.encode_s:.4f}", "" if point.decode_s is None else f"{point.decode_s:.4f}",
+            "" if point.nfe is None else point.nfe,
             task.codec.prior, task.commit, task.machine,
         )  # fmt: skip
         line = io.StringIO()

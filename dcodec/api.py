@@ -28,8 +28,8 @@ Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
 Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 Report = dict[str, Any]
 
-MEAN_SAMPLES = 16  # that the mean estimate averages
-MEAN_EVALUATIONS = 6  # of the denoiser, for each of them
+MEAN_SAMPLES = 8  # that the mean estimate averages
+MEAN_EVALUATIONS, MEAN_ROUNDS = 4, 3  # of the denoiser for each of them; of 3 evaluations more
 SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
 _LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
 
@@ -251,7 +251,7 @@ def progressive(
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
     for size, state in session.states(sizes):
-        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=MEAN_EVALUATIONS)
+        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
         mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
         sample = _samples(session.setting, state, 1, None)[0]
         yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(drawn))
@@ -362,16 +362,18 @@ def _picture(image: Any) -> Pixels:
     return image
 
 
-def _samples(setting: "Setting", state: "State", count: int, seed: int | None, n: int = SAMPLE_EVALUATIONS) -> Pixels:
+def _samples(
+    setting: "Setting", state: "State", count: int, seed: int | None, n: int = SAMPLE_EVALUATIONS, rounds: int = 0
+) -> Pixels:
     """(count, C, h, w) samples, not clipped."""
     from dcodec import codec
 
-    x = codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n).numpy()
+    x = codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n, rounds=rounds).numpy()
     return (x / _LUMA).astype(np.float32) if setting.layout.channels == 1 else x
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    drawn = _samples(setting, state, MEAN_SAMPLES, seed, n=MEAN_EVALUATIONS)
+    drawn = _samples(setting, state, MEAN_SAMPLES, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
     mean: Pixels = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 

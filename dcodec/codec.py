@@ -25,9 +25,9 @@ from dcodec.entropy import Decoder, Encoder
 from dcodec.posterior import Measured, normals, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
-from dcodec.quantize import Symbols, dequantize, quantize
+from dcodec.quantize import Symbols
 from dcodec.rows import Directions, View, absorb, next_rows, view
-from dcodec.transform import Layout, analyze, extend, upsample
+from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
@@ -59,7 +59,7 @@ class Setting:
             )
         layout = p.layout(channels, header.height, header.width)
         octaves, eighths = divmod(header.step - 128, 8)
-        first = p.first_step * (1 << layout.levels) * EIGHTHS[eighths] * 2.0**octaves
+        first = p.first_step * (1 << layout.coarsest) * EIGHTHS[eighths] * 2.0**octaves
         return cls(prior, p, layout, header.seed, first, device, chunk)
 
 
@@ -119,14 +119,14 @@ def start(setting: Setting) -> State:
     """Nothing measured."""
     layout = setting.layout
     nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
-    return State(0, setting.first_step, nothing, (0,) * len(layout), layout.levels, None)
+    return State(0, setting.first_step, nothing, (0,) * len(layout), layout.coarsest, None)
 
 
 def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
     """Draw samples of P(x|y), at the coarsest scale with all details that the step can tell; PCA of what they disagree on."""
     p, layout = setting.profile, setting.layout
     scale = state.scale
-    while scale and state.step < p.first_step * (1 << scale) * 0.7072:
+    while scale and state.step < p.opening * (1 << scale):
         scale -= 1
     samples = draw_samples(setting, state, scale, p.samples, setting.seed, state.refresh)
     views = [view(band, m) for band, m in zip(analyze(samples, layout, scale), state.measured, strict=False)]
@@ -153,23 +153,29 @@ def draw_samples(setting: Setting, state: State, scale: int, count: int, seed: i
     begin, finest = 16.0, 2.0**-5 if state.step >= unit / 16 else 2.0**-6  # below what a row is measured for
     before = state.samples
     if before is not None:
-        for _ in range(state.scale - scale):
-            before = upsample(before)
+        for finer in reversed(range(scale, state.scale)):
+            before = upsample(before, layout, finer)
         before = before[torch.arange(count) % len(before)]
         begin = min(16.0, max(3.0 * state.step / p.ratio / unit, 0.5))
     levels = schedule(begin, finest, n or (p.evaluations if before is not None else p.first_evaluations))
-    chunk = setting.chunk or max(1, min(count, (1 << 22) // (layout.padded[0] * layout.padded[1] >> 2 * scale)))
-    measured = state.measured[: len(layout) - scale]
+    return _solve(setting, state, scale, levels, before, count, seed, key)
+
+
+def _solve(
+    setting: Setting, state: State, scale: int, levels: Sequence[int], before: Tensor | None, count: int, seed: int, key: int
+) -> Tensor:
+    layout, antithetic = setting.layout, setting.profile.antithetic
+    chunk = setting.chunk or max(1, min(count, (1 << 22) // math.prod(layout.size(scale))))
     return sample(
-        setting.prior, measured, layout, scale, levels, before, count, normals(seed, key, p.antithetic),
-        chunk=chunk, device=setting.device,
+        setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, before, count,
+        normals(seed, key, antithetic), chunk=chunk, device=setting.device,
     )  # fmt: skip
 
 
 def learn(setting: Setting, state: State, directions: Directions, symbols: Symbols) -> State:
     """Absorb the measurements that `symbols` (any first part of the directions) make."""
     n = len(symbols)
-    y, noise = dequantize(directions.loc[:n], symbols, directions.step)
+    y, noise = directions.dequantize(symbols)
     measured = list(state.measured)
     for index, candidates in enumerate(directions.bands):
         mine = np.flatnonzero(directions.band[:n] == index)
@@ -186,14 +192,14 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
     )  # fmt: skip
 
 
-_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 2, np.zeros(0, np.int64), 1.0)
+_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0)
 
 
 class Writer:
     """Quantizes the picture's projections and writes them."""
 
     def __init__(self, x: Tensor, setting: Setting) -> None:
-        """x: (1, C, H, W) float32 of the layout's padded size."""
+        """x: (1, C, h, w) float32."""
         self._bands, self.encoder = analyze(x, setting.layout), Encoder()
         self.turns: list[tuple[int, NDArray[np.int64]]] = []  # gains written, levels of symbols written
         self.first = self.last = _NO_DIRECTIONS
@@ -216,7 +222,7 @@ class Writer:
         """Quantize and write (see Coder)."""
         self.first, self.last = d if not self.turns else self.first, d
         self.turns.append((self._gains, d.levels))
-        symbols = quantize(d.project(self._bands[: len(d.bands)]) - d.loc, d.step)
+        symbols = d.quantize(self._bands[: len(d.bands)])
         self.encoder.write(symbols, d.levels)
         return symbols
 
@@ -319,8 +325,7 @@ def encode(
 
     keep: how many of the last steps to remember, so that prefixes ending in them need no decoding.
     """
-    h, w = setting.layout.padded
-    writer = Writer(extend(x, h - x.shape[2], w - x.shape[3]), setting)
+    writer = Writer(x, setting)
     steps: deque[Step] = deque(maxlen=keep)
     before: State | None = None
     for state in walk(setting, writer):
@@ -355,7 +360,15 @@ def states(
         yield size, last
 
 
-def estimate(setting: Setting, state: State, count: int, seed: int, *, n: int = 8) -> Tensor:
-    """`count` samples of P(x|y) at full size: (count, C, h, w) float32, with `n` evaluations each."""
+def estimate(setting: Setting, state: State, count: int, seed: int, *, n: int = 8, rounds: int = 0) -> Tensor:
+    """`count` samples of P(x|y) at full size: (count, C, h, w) float32, with `n` evaluations each, then 3 more a round.
+
+    A round adds noise of the step's size and takes it off again: one pass of a split Gibbs sampler (Wu et al. 2024, arXiv
+    2405.18782, algorithm 1). The first pass decides much of the picture at noise where y is hardly heard; rounds mend it.
+    """
     x = draw_samples(setting, state, 0, count, seed, ESTIMATE_KEY, n)
-    return x[..., : setting.layout.height, : setting.layout.width]
+    begin = min(max(state.step, 2.0**-4), 4.0)
+    for i in range(rounds):
+        levels = schedule(begin, min(begin / 2, 2.0**-4), 3)
+        x = _solve(setting, state, 0, levels, x, count, seed, ESTIMATE_KEY + 1 + i)
+    return x

@@ -15,7 +15,7 @@ from constriction import stream
 from numpy.typing import NDArray
 
 from dcodec.exact.functions import exp, normal_cdf
-from dcodec.quantize import ROUNDING, SPREADS, SYMBOL_MAX, Symbols
+from dcodec.quantize import ROUNDING, SPREADS, SYMBOL_MAX, Symbols, upper_chance
 
 Levels = NDArray[np.int64]
 
@@ -39,10 +39,20 @@ def frequencies(spread: float) -> NDArray[np.int64]:
     return np.concatenate([one_side[::-1], [zero], one_side])
 
 
+def _frequencies(level: int) -> NDArray[np.int64]:
+    if level < len(SPREADS):
+        return frequencies(float(SPREADS[level]))
+    f = np.ones(2 * SYMBOL_MAX + 1, np.int64)  # a split: symbols 0 and 1, and no others
+    rest = (1 << PRECISION) - (len(f) - 2)
+    f[SYMBOL_MAX + 1] = round(upper_chance(level - len(SPREADS)) * rest)
+    f[SYMBOL_MAX] = rest - f[SYMBOL_MAX + 1]
+    return f
+
+
 @cache
 def _table(level: int) -> tuple[Any, float]:
-    """The coder's model of a spread, and the mean square of its symbols."""
-    f = frequencies(float(SPREADS[level]))
+    """The coder's model of a level, and the mean square of its symbols."""
+    f = _frequencies(level)
     k = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 1)
     mean_square = int((f * k * k).sum()) / (1 << PRECISION)
     return stream.model.Categorical(f * 2.0**-PRECISION, perfect=False), mean_square
@@ -58,11 +68,15 @@ class Fit:
 
     def level(self, level: int) -> int:
         """The table for rows of this predicted level, shifted by what was seen."""
+        if level >= len(SPREADS):  # a split: no spread was predicted
+            return level
         shift = int(np.searchsorted(_SHIFT_EDGES, self.seen / self.expected)) - len(_SHIFT_EDGES) // 2
         return min(max(level + shift, 0), len(SPREADS) - 1)
 
     def update(self, level: int, symbols: Symbols) -> None:
         """Account for symbols whose predicted level (before any shift) was `level`."""
+        if level >= len(SPREADS):
+            return
         mean_square = _table(level)[1]
         squares = int((symbols.astype(np.int64) ** 2).sum())
         weight = 1.0 / (mean_square + 0.5)  # wide rows must not drown the others
@@ -82,7 +96,7 @@ def _runs(levels: Levels) -> Iterator[tuple[int, int, int]]:
 
 def _information(level: int, symbols: Symbols) -> float:
     """Bits that `symbols` take under a table; for progress bars, no part of the state."""
-    return float((PRECISION - np.log2(frequencies(float(SPREADS[level]))[symbols + SYMBOL_MAX])).sum())
+    return float((PRECISION - np.log2(_frequencies(level)[symbols + SYMBOL_MAX])).sum())
 
 
 class Encoder:
@@ -92,7 +106,7 @@ class Encoder:
         self._coder, self._fit = stream.queue.RangeEncoder(), Fit()
 
     def write(self, symbols: Symbols, levels: Levels) -> None:
-        """Append `symbols` (n,) int32, coded under the tables of `levels` (n,), indices into quantize.SPREADS."""
+        """Append `symbols` (n,) int32, coded under the tables of `levels` (n,) (quantize.level_of)."""
         for start, stop, level in _runs(levels):
             part = np.ascontiguousarray(symbols[start:stop], np.int32)
             self._coder.encode(part + SYMBOL_MAX, _table(self._fit.level(level))[0])

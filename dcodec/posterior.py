@@ -96,7 +96,7 @@ def sample(
     levels: falling indices into SIGMAS. start: (count, C, h, w), what to add noise to, e.g. the last refresh's samples;
     zeros if None. draw(i, n): n normals for sample i. A sample never depends on its neighbours, nor on `chunk`.
     """
-    h, w = (side >> scale for side in layout.padded)
+    h, w = layout.size(scale)
     shape = (layout.channels, h, w)
     out = torch.empty(count, *shape)
     for first in range(0, count, chunk):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from dcodec.transform import Layout
 
+BELOW = 2  # levels of the pyramid beyond the coarsest samples
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -17,8 +19,10 @@ class Profile:
     tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
     limit: rows a refresh at most, 0 for no limit.
     own: weight of a tile's own sample covariance, against its band's pool.
-    first_step: quantization step of the first refresh at scale 0 (it doubles with each scale); ratio: of later ones.
+    first_step: quantization step of the first refresh, in units of the coarsest samples' pixels; ratio: of later ones.
     threshold: a row is measured when its predicted variance exceeds threshold * step**2.
+    split: a row is measured again, its cell cut in two, when the cell is at least split * step wide.
+    opening: the samples move from scale s to s - 1 when the step falls under opening * 2**s.
     """
 
     name: str
@@ -35,13 +39,15 @@ class Profile:
     first_step: float
     ratio: float
     threshold: float
+    split: float = 1.95
+    opening: float = 0.3536
     last_step: float = 2.0**-8
 
     def layout(self, channels: int, height: int, width: int) -> Layout:
-        """The pyramid of a picture: coarsened to the area of some 24 to 48 pixels square (tiled presets only)."""
-        levels = max(0, (math.isqrt(height * width) // 24).bit_length() - 1) if self.tile else 0
-        levels = min(levels, min(height, width).bit_length() - 1)
-        return Layout(channels, height, width, levels, self.tile)
+        """The pyramid of a picture: samples begin at the area of some 24 to 48 pixels square (tiled presets only)."""
+        deepest = min(height, width).bit_length() - 1 if self.tile else 0
+        coarsest = min(deepest, max(0, (math.isqrt(height * width) // 24).bit_length() - 1))
+        return Layout(channels, height, width, min(coarsest + BELOW, deepest), coarsest, self.tile)
 
 
 def profile(preset: str, rows: int = 0) -> Profile:
@@ -53,5 +59,5 @@ def profile(preset: str, rows: int = 0) -> Profile:
         )  # fmt: skip
     return Profile(
         "fast", samples=8, antithetic=True, warm=True, gains=True, evaluations=4, first_evaluations=8, tile=4, rank=16,
-        limit=0, own=0.15, first_step=0.5, ratio=0.8408964152537145, threshold=0.42,
+        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.42,
     )  # fmt: skip

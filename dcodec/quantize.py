@@ -1,8 +1,12 @@
 """How does a projection become a symbol, and a symbol a measurement?
 
-    z = h x - loc  --quantize-->  symbol  --dequantize-->  y = loc + step * symbol,  y = h x + n,  var n = noise
+The first time a row is measured, z = h x - loc falls into one of many cells around its expectation:
 
-The zero bin is a little wider than the others: at the rates of interest most symbols are zeros, and a value near the edge
+    symbol = sign(z) floor(|z| / step + ROUNDING),    y = middle of the cell,  y = h x + n,  var n = width^2 / 12
+
+Each later time its cell is cut in two, and the symbol tells the half: no bit of an earlier answer is paid twice.
+
+The zero cell is a little wider than the others: at the rates of interest most symbols are zeros, and a value near the edge
 costs more bits than it saves error.
 """
 
@@ -19,20 +23,38 @@ SYMBOL_MAX = 255
 SPREADS = np.array([2.0**-3 * 2.0 ** (i // 6) * (1.0, 1.122462048309373, 1.2599210498948732, 1.4142135623730951,
                     1.5874010519681994, 1.7817974362806785)[i % 6] for i in range(64)])  # fmt: skip
 _MIDDLES = SPREADS[:-1] * SPREADS[1:]  # variances halfway between neighbours on the log axis
+SPLITS = 16  # models of the halves of a cell, by where in the cell the projection is expected
+_MAX_OFFSET = 0.28  # from the middle, in widths: there the less likely half has 8 %
 
 
-def spread_index(variance: Array, step: float) -> NDArray[np.int64]:
-    """Index into SPREADS of the model for a projection of this variance, (n,) -> (n,)."""
-    return np.searchsorted(_MIDDLES, variance / (step * step))
+def level_of(loc: Array, variance: Array, middle: Array, width: Array, step: float) -> NDArray[np.int64]:
+    """Which model codes the symbol of a row, (n,) each -> (n,): an index into SPREADS, or from len(SPREADS) on a split.
+
+    loc, variance: of the projection; middle, width: of the cell it is known to be in, width 0 when there is none.
+    """
+    first = np.searchsorted(_MIDDLES, variance / (step * step))
+    known = width > 0.0
+    offset = np.clip((loc - middle) / np.where(known, width, 1.0), -_MAX_OFFSET, _MAX_OFFSET)
+    position = ((offset + _MAX_OFFSET) * (SPLITS / (2.0 * _MAX_OFFSET))).astype(np.int64)
+    return np.where(known, len(SPREADS) + np.minimum(position, SPLITS - 1), first)
 
 
-def quantize(z: Array, step: float) -> Symbols:
-    """Deviations from the expected projection -> symbols in [-SYMBOL_MAX, SYMBOL_MAX], int32."""
-    q = np.floor(np.abs(z) / step + ROUNDING)
-    return (np.sign(z) * np.minimum(q, SYMBOL_MAX)).astype(np.int32)
+def upper_chance(split: int) -> float:
+    """Probability of the upper half for split model 0, ..., SPLITS - 1: of a density 1 + 12 offset u, |u| < 1/2."""
+    return 0.5 + 1.5 * _MAX_OFFSET * ((2.0 * split + 1.0) / SPLITS - 1.0)
 
 
-def dequantize(loc: Array, symbols: Symbols, step: float) -> tuple[Array, Array]:
-    """Measurements y (n,) and the variance of their quantization noise (n,): a uniform error over each bin."""
-    width = np.where(symbols == 0, 2.0 - 2.0 * ROUNDING, 1.0) * step
-    return loc + step * symbols, width * width / 12.0
+def quantize(projection: Array, loc: Array, middle: Array, width: Array, step: float) -> Symbols:
+    """Symbols in [-SYMBOL_MAX, SYMBOL_MAX] of projections, int32, all (n,): 0 or 1 where there was a cell already."""
+    z = projection - loc
+    q = np.minimum(np.floor(np.abs(z) / step + ROUNDING), SYMBOL_MAX)
+    return np.where(width > 0.0, projection >= middle, np.sign(z) * q).astype(np.int32)
+
+
+def dequantize(symbols: Symbols, loc: Array, middle: Array, width: Array, step: float) -> tuple[Array, Array]:
+    """Measurements y (n,), the middles of the cells that the symbols tell, and the variance of their noise (n,)."""
+    known = width > 0.0
+    first = loc + np.sign(symbols) * (np.abs(symbols) + (0.5 - ROUNDING)) * step
+    y = np.where(known, middle + width * (0.5 * symbols - 0.25), first)
+    cell = np.where(known, 0.5 * width, np.where(symbols == 0, 2.0 - 2.0 * ROUNDING, 1.0) * step)
+    return y, cell * cell / 12.0

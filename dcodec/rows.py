@@ -20,7 +20,7 @@ from dcodec.exact.pca import BITS as ROW_BITS
 from dcodec.exact.pca import principal_directions
 from dcodec.posterior import VALUE_BITS, Array, Measured
 from dcodec.profiles import Profile
-from dcodec.quantize import spread_index
+from dcodec.quantize import Symbols, dequantize, level_of, quantize
 from dcodec.transform import Layout
 
 DEVIATION_BITS = 13  # deviations of a band are integers of at most so many bits, so that sums of products stay exact
@@ -34,22 +34,25 @@ class Candidates:
     """Directions of one band worth measuring now.
 
     tiles (A,): where; rows (A, r, p): unit vectors in units of 2**-ROW_BITS; loc, variance (A, r): of their projections;
-    the first columns are the rows that some tile has already; wanted (A, r): measure it.
+    the first columns are the rows that some tile has already; middle, width (A, r): the cells that those are known to be
+    in, width 0 for others; wanted (A, r): measure it.
     """
 
     tiles: NDArray[np.int64]
     rows: NDArray[np.float32]
     loc: Array
     variance: Array
+    middle: Array
+    width: Array
     wanted: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Directions:
-    """The next rows of H in coding order (widest spread first), R of them, and what is expected of their projections.
+    """The next rows of H, R of them, in coding order (splits, then widest spread first), and what is expected of them.
 
     bands: candidates a band. band, tile, column (R,): where each row stands in them; loc, variance (R,): of h x given y;
-    levels (R,): indices into quantize.SPREADS, falling; step: quantization step of all of them.
+    middle, width (R,): of its cell; levels (R,): of the symbols' models, falling; step: quantization step of all of them.
     """
 
     bands: tuple[Candidates, ...]
@@ -58,14 +61,25 @@ class Directions:
     column: NDArray[np.int64]
     loc: Array
     variance: Array
+    middle: Array
+    width: Array
     levels: NDArray[np.int64]
     step: float
 
     def __len__(self) -> int:
         return len(self.loc)
 
+    def quantize(self, bands: Sequence[Tensor]) -> Symbols:
+        """Symbols (R,) of H x for a picture given by its bands (1, T, p) each."""
+        return quantize(self.project(bands), self.loc, self.middle, self.width, self.step)
+
+    def dequantize(self, symbols: Symbols) -> tuple[Array, Array]:
+        """Measurements y (n,) and the variance of their noise (n,) for the first n symbols."""
+        n = len(symbols)
+        return dequantize(symbols, self.loc[:n], self.middle[:n], self.width[:n], self.step)
+
     def project(self, bands: Sequence[Tensor]) -> Array:
-        """H x for a picture given by its bands (1, T, p) each -> (R,) float64, in coding order."""
+        """H x -> (R,) float64, in coding order."""
         out = np.empty(len(self))
         for index, (candidates, band) in enumerate(zip(self.bands, bands, strict=True)):
             mine = self.band == index
@@ -141,11 +155,14 @@ def next_rows(
     column = np.concatenate([r for _, r in at])
     loc = np.concatenate([c.loc[a] for c, a in zip(found, at, strict=True)])
     variance = np.concatenate([c.variance[a] for c, a in zip(found, at, strict=True)])
-    levels = spread_index(variance, step)
+    middle = np.concatenate([c.middle[a] for c, a in zip(found, at, strict=True)])
+    width = np.concatenate([c.width[a] for c, a in zip(found, at, strict=True)])
+    levels = level_of(loc, variance, middle, width, step)
     order = np.argsort(-variance, kind="stable") if profile.limit else np.argsort(-levels, kind="stable")
     order = order[: profile.limit or None]
     return Directions(
-        tuple(found), band[order], tile[order], column[order], loc[order], variance[order], levels[order], step
+        tuple(found), band[order], tile[order], column[order], loc[order], variance[order], middle[order],
+        width[order], levels[order], step
     )
 
 
@@ -168,7 +185,11 @@ def _candidates(
     variance[old_at, :known] = np.where(live, measured.variance * noise / np.where(live, total, 1.0), 0.0)
     variance[new_at, known:] = new_variance * scale
     loc = _project(rows, np.rint(view.mean[tiles])) * 2.0 ** -(ROW_BITS + VALUE_BITS)
-    return Candidates(tiles, rows, loc, variance, variance > floor)
+    middle, width = np.zeros(variance.shape), np.zeros(variance.shape)
+    middle[old_at, :known] = measured.y
+    width[old_at, :known] = np.where(live, np.sqrt(12.0 * noise), 0.0)
+    wanted = np.where(width > 0.0, width >= profile.split * step, variance > floor)
+    return Candidates(tiles, rows, loc, variance, middle, width, wanted)
 
 
 def _new_rows(
@@ -257,23 +278,15 @@ def _smooth(energy: Array, grid: tuple[int, int]) -> Array:
 def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_], y: Array, noise: Array) -> Measured:
     """Measurements of a band after some of its candidates were measured.
 
-    chosen (A, r): which; y, noise (A, r): what came of them. A row measured before keeps both measurements, weighted by
-    their precision. A tile's rows fill its first slots.
+    chosen (A, r): which; y, noise (A, r): what came of them, in place of what was known. A tile's rows fill its first slots.
     """
     known = measured.rows.shape[1]
     shape = candidates.variance.shape
-    old = np.zeros(shape, bool)
     at = np.searchsorted(candidates.tiles, measured.tiles)
-    old[at, :known] = ~np.isinf(measured.noise)
-    old_y, old_precision, variance = np.zeros(shape), np.zeros(shape), candidates.variance.copy()
-    old_y[at, :known] = measured.y
-    old_precision[at, :known] = 1.0 / measured.noise
-    variance[at, :known] = measured.variance
-    precision = old_precision + np.where(chosen, 1.0 / np.where(chosen, noise, 1.0), 0.0)
-    live = precision > 0.0
-    total = old_y * old_precision + np.where(chosen, y / np.where(chosen, noise, 1.0), 0.0)
-    y = np.where(live, total / np.where(live, precision, 1.0), 0.0)
-    noise = np.where(live, 1.0 / np.where(live, precision, 1.0), np.inf)
+    old_y, old_noise, variance = np.zeros(shape), np.full(shape, np.inf), candidates.variance.copy()
+    old_y[at, :known], old_noise[at, :known], variance[at, :known] = measured.y, measured.noise, measured.variance
+    y, noise = np.where(chosen, y, old_y), np.where(chosen, noise, old_noise)
+    live = ~np.isinf(noise)
     tiles = live.any(axis=1)
     order = np.argsort(~live[tiles], axis=1, kind="stable")[:, : int(live.sum(axis=1).max(initial=0))]  # (A, k)
     y, noise, variance = (np.take_along_axis(a[tiles], order, 1) for a in (y, noise, variance))
