@@ -99,13 +99,13 @@ class Dcodec:
         highest = int(max(self.rates) * pixels / 8 + 1e-9)
         begin = time.process_time()
         if self.walk_once:
-            setting, written = self._walk(np.asarray(picture), highest)
+            place, written = self._walk(np.asarray(picture), highest)
             encode_s = time.process_time() - begin
             for size in sorted(wanted):
-                state = written.settled(setting, size - HEADER_SIZE)
-                for job, estimate in wanted[size]:
-                    shown = np.asarray(to_image(_estimate(setting, state, estimate)))
-                    yield Point(job, estimate, size, shown, encode_s, None)
+                state = written.settled(place, size - HEADER_SIZE)
+                for name, estimate in wanted[size]:
+                    shown = np.asarray(to_image(_estimate(place, state, estimate)))
+                    yield Point(name, estimate, size, shown, encode_s, None)
             return
         data = dcodec.encode(np.asarray(picture), size=highest, prior=self.weights)
         encode_s = time.process_time() - begin
@@ -121,7 +121,7 @@ class Dcodec:
                 begin, mark = time.process_time(), counted.evaluations
                 shown = np.asarray(to_image(_estimate(session.setting, state, estimate)))
                 decode_s = walk_s + time.process_time() - begin
-                yield Point(setting, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark)
+                yield Point(name, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark)
             begin, mark = time.process_time(), counted.evaluations
 
     def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, codec.Written]:
