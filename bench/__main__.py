@@ -1,4 +1,4 @@
-"""What does a user type? `python -m bench rd` adds measurements to a CSV, `python -m bench table` sums it up."""
+"""What does a user type? `python -m bench rd` adds measurements to a CSV, `table` sums it up, `limit` tells what could be."""
 
 import multiprocessing
 import os
@@ -7,8 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
+import numpy as np
 
-from bench import codecs, measure, table
+from bench import codecs, limit, measure, table
+from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
 
 _SUFFIXES = {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"}
@@ -35,18 +37,18 @@ def main() -> None:
 @click.option("--codecs", "names", default=",".join(codecs.NAMES), show_default=True)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="CSV to add rows to.")
 @click.option("--prior", default=catalog.DEFAULT, show_default=True, help="Of dcodec: a name or a safetensors file.")
-@click.option("--limit", type=click.IntRange(1), help="The first N pictures only.")
+@click.option("--limit", "count", type=click.IntRange(1), help="The first N pictures only.")
 @click.option("--crop", type=click.IntRange(1), help="The middle N x N pixels only.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, of one thread each.")
 @click.option("--quick", is_flag=True, help="Classical codecs: some five settings each instead of a sweep.")
 @click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
 @click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")
 def rd(
-    images: Path, rates: list[float], names: str, out: Path, prior: str, limit: int | None, crop: int | None, jobs: int,
+    images: Path, rates: list[float], names: str, out: Path, prior: str, count: int | None, crop: int | None, jobs: int,
     quick: bool, sample: bool, walk_once: bool,
 ) -> None:  # fmt: skip
     """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:limit]
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if not paths or twice:
         raise click.ClickException(f"{images}: " + (f"two pictures are called {twice[0]}" if twice else "no pictures"))
@@ -80,9 +82,35 @@ def rd(
             click.echo(measure.measure(task), err=True)
         return
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # for the new processes
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:  # notices processes that die
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, measure.end_with, (os.getpid(),)) as pool:  # notices processes that die
         for line in pool.map(measure.measure, tasks):
             click.echo(line, err=True)
+
+
+@main.command("limit")
+@click.option("--images", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="CSV to add curves to.")
+@click.option("--rates", default="0.05,0.1,0.25,0.5", callback=_rates, help="Bits a pixel to print.", show_default=True)
+@click.option("--prior", default=catalog.DEFAULT, show_default=True, help="A name or a safetensors file.")
+@click.option("--limit", "count", type=click.IntRange(1), help="The first N pictures only.")
+@click.option("--stride", type=click.IntRange(1), default=2, show_default=True, help="Eighths of an octave of noise a step.")
+def show_limit(images: Path, out: Path, rates: list[float], prior: str, count: int | None, stride: int) -> None:
+    """What an ideal code could do with a prior: the I-MMSE curve of every picture; those in the CSV are not measured again."""
+    try:
+        entry = catalog.find(prior)
+        denoiser = catalog.load(entry)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    name = f"{entry.name}-{entry.digest[:4].hex()}"
+    held = {(row["prior"], row["image"]) for row in table.read(out)} if out.exists() else set()
+    for path in sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]:
+        if (name, path.stem) not in held:
+            picture = np.asarray(to_image(load(path)).convert("RGB"))
+            curve = limit.limit(denoiser, picture, stride)
+            limit.append(out, name, path.stem, curve)
+            shown = zip(rates, limit.at_rates(curve, rates), strict=True)
+            click.echo(f"{path.stem}: " + "  ".join(f"{rate:g} bpp {psnr:.2f} dB" for rate, psnr in shown))
 
 
 @main.command("table")

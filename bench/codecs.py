@@ -117,7 +117,7 @@ class Dcodec:
         for size, state in session.states(sorted(wanted)):
             walk_s += time.process_time() - begin
             walk_nfe += counted.evaluations - mark
-            for setting, estimate in wanted[size]:
+            for name, estimate in wanted[size]:
                 begin, mark = time.process_time(), counted.evaluations
                 shown = np.asarray(to_image(_estimate(session.setting, state, estimate)))
                 decode_s = walk_s + time.process_time() - begin

@@ -8,6 +8,8 @@ import io
 import os
 import platform
 import subprocess
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,17 @@ def _picture(path: Path, crop: int) -> Image.Image:
         left, top = (picture.width - w) // 2, (picture.height - h) // 2
         picture = picture.crop((left, top, left + w, top + h))
     return picture
+
+
+def end_with(parent: int) -> None:
+    """End this process within a second of its parent: left alone it would go on, and write what a resumed run measures too."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def commit() -> str:

@@ -47,7 +47,7 @@ class Profile:
         """The pyramid of a picture: samples begin at the area of some 24 to 48 pixels square (tiled presets only)."""
         deepest = min(height, width).bit_length() - 1 if self.tile else 0
         coarsest = min(deepest, max(0, (math.isqrt(height * width) // 24).bit_length() - 1))
-        return Layout(channels, height, width, min(coarsest + BELOW, deepest), coarsest, self.tile)
+        return Layout(channels, height, width, min(coarsest + BELOW, deepest), self.tile, coarsest)
 
 
 def profile(preset: str, rows: int = 0) -> Profile:

@@ -24,16 +24,16 @@ _UNLOW, _UNHIGH = 0.8698644638061523, 1.1496044397354126
 class Layout:
     """The geometry of a pyramid: shapes of its bands in coefficients and tiles.
 
-    levels: of the pyramid; coarsest: the scale at which samples are first drawn, at most `levels`; scale s halves a picture
-    s times, sides rounded up. tile: a side in coefficients, 0 for the whole band.
+    levels: of the pyramid; tile: a side in coefficients, 0 for the whole band; coarsest: the scale at which samples are
+    first drawn, at most `levels`. Scale s halves a picture s times, sides rounded up.
     """
 
     channels: int
     height: int
     width: int
     levels: int
-    coarsest: int
     tile: int
+    coarsest: int = 0
 
     def size(self, scale: int) -> tuple[int, int]:
         """Height and width of the picture at a scale."""

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dcodec
-from bench import codecs, metrics, table
+from bench import codecs, limit, metrics, table
 from bench.__main__ import main
 from bench.measure import COLUMNS
 from dcodec.pictures import to_image
+from dcodec.prior.gaussian import GaussianPrior, spectrum
 
 DATA = Path(os.environ.get("DCODEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REFERENCE = DATA / "reference" / "kodak_classic.csv"
@@ -94,6 +96,21 @@ def test_rows_are_those_of_decoded_files(folder, tmp_path):
     assert (rows[4]["setting"], int(rows[4]["bytes"])) == ("q=2", len(file.getvalue()))
 
 
+def test_states_of_the_encoder_show_the_same(folder, tmp_path):
+    """--walk-once measures what decoding does."""
+    found = []
+    for option in ([], ["--walk-once"]):
+        out = tmp_path / f"{len(option)}.csv"
+        run("rd", "--images", folder, "--rates", "0.3,0.9", "--codecs", "dcodec", "--prior", "gaussian", "--limit", 1,
+            "--out", out, "--sample", *option)  # fmt: skip
+        found.append(table.read(out))
+    assert len(found[0]) == 4
+    for mine, theirs in zip(*found, strict=True):
+        assert all(mine[key] == theirs[key] for key in ("setting", "estimate", "bytes", "psnr_rgb"))
+        assert mine["decode_s"]
+        assert not theirs["decode_s"]
+
+
 @pytest.mark.parametrize("cut", [0, 7, 200, 900, 1500, -1])
 def test_a_kill_loses_no_row_and_doubles_none(folder, tmp_path, cut):
     out = tmp_path / "rd.csv"
@@ -122,6 +139,39 @@ def test_processes_write_the_same_rows(folder, tmp_path):
     assert found[0] == found[1] != []
 
 
+def test_processes_end_with_the_one_that_began_them(tmp_path):
+    """Killed, that one cannot tell them; and what they wrote later, a resumed run would measure too."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import multiprocessing, time\n"
+        "from bench.measure import end_with\n"
+        "import os\n"
+        "def child(parent):\n"
+        "    end_with(parent)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    p = multiprocessing.get_context('spawn').Process(target=child, args=(os.getpid(),))\n"
+        "    p.start()\n"
+        "    print(p.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        time.sleep(3)
+        os.kill(child, 0)  # it lives
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+                return
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the process goes on")
+
+
 def test_a_foreign_csv_is_left_alone(folder, tmp_path):
     out = tmp_path / "other.csv"
     out.write_text("a,b\n1,2\n")
@@ -138,6 +188,31 @@ def test_gray_pictures_stay_gray(name):
         pytest.skip(f"Pillow without {name}")
     (point,) = codec.points(Image.new("L", (32, 24), 100), codec.jobs[-1:])
     assert point.shown.shape == (24, 32)
+
+
+# ------------------------------------------------------------------------------------------- limit
+
+
+def test_limit_of_a_gaussian_source_is_its_information(folder, tmp_path, draw):
+    """Mean over pictures drawn from the prior: R = 1/2 sum log2(1 + l / sigma^2), error = sum l sigma^2 / (l + sigma^2)."""
+    prior = GaussianPrior()
+    h = w = 24
+    eigenvalues = spectrum(h, w, prior.parameters)
+    curves = [limit.limit(prior, np.asarray(to_image(draw(3, h, w, seed))), 4) for seed in range(12)]
+    for levels in list(zip(*curves, strict=True))[6:-10]:  # 8-bit pictures are clipped and rounded
+        s2 = levels[0].sigma ** 2
+        bits = float(np.log2(1 + eigenvalues / s2).sum()) / 2 / (h * w)
+        error = float((eigenvalues * s2 / (eigenvalues + s2)).mean())
+        assert np.mean([level.bpp for level in levels]) == pytest.approx(bits, rel=0.12)  # 12 draws of few large coefficients
+        assert np.mean([level.mse for level in levels]) == pytest.approx(error, rel=0.12)
+    assert limit.at_rates(curves[0], [curves[0][8].bpp]) == pytest.approx([curves[0][8].psnr])
+    out = tmp_path / "limit.csv"
+    command = ("limit", "--images", folder, "--prior", "gaussian", "--out", out, "--stride", 8, "--rates", "1")
+    assert run(*command).startswith("p0: 1 bpp ")
+    whole = out.read_bytes()
+    assert len(table.read(out)) == 2 * 12
+    assert run(*command) == ""  # nothing left to do
+    assert out.read_bytes() == whole
 
 
 # ------------------------------------------------------------------------------------------- table

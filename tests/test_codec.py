@@ -23,7 +23,7 @@ from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
-from dcodec.transform import analyze, extend
+from dcodec.transform import analyze
 
 Pixels = NDArray[np.float32]
 
@@ -163,9 +163,7 @@ def recorded(x: Pixels, prior: GaussianPrior, preset: str, rows: int, refreshes:
     channels, height, width = x.shape
     header = Header(width, height, channels == 1, preset, rows, prior.digest[:2])
     setting = Setting.of(header, prior)
-    h, w = setting.layout.padded
-    y = torch.from_numpy(x)[None] * (math.sqrt(3) if channels == 1 else 1.0)
-    writer = Writer(extend(y, h - height, w - width), setting)
+    writer = Writer(torch.from_numpy(x)[None] * (math.sqrt(3) if channels == 1 else 1.0), setting)
     steps: list[codec.Step] = []
     before = None
     for state in codec.walk(setting, writer):
@@ -232,9 +230,9 @@ def test_prefixes_of_a_pyramid(draw: Draw, prior: GaussianPrior) -> None:
     `Written.settled` as the encoder has it, with its last few steps only, tells the same near the end and too far back.
     """
     x = draw(3, 100, 99)
-    setting, own = recorded(x, prior, "fast", 0, 6)
-    assert setting.layout.levels > 1
-    assert {step.after.scale for step in own.steps} > {setting.layout.levels}
+    setting, own = recorded(x, prior, "fast", 0, 9)
+    assert setting.layout.coarsest > 1
+    assert {step.after.scale for step in own.steps} > {setting.layout.coarsest}
     data = own.header.pack() + own.encoder.cut(own.encoder.bits // 8 - 8)
     lengths = sorted({min(size, len(data)) for size in middles_of_turns(own)} | {len(data) * k // 4 for k in (1, 2, 3)})
     check_prefixes(data, own, setting, lengths)
@@ -270,7 +268,7 @@ def test_rows_of_a_tile_are_orthonormal(
 ) -> None:
     """However many are measured: what is known of one says nothing of another, and none reaches beyond the picture."""
     setting, own = recorded(draw(channels, h, w), prior, "fast", 0, refreshes)
-    anything = torch.randn(9, channels, *setting.layout.padded, generator=torch.Generator().manual_seed(0))
+    anything = torch.randn(9, channels, h, w, generator=torch.Generator().manual_seed(0))
     inside = [(tiles != 0).any(0).numpy() for tiles in analyze(anything, setting.layout)]
     for m, coefficients in zip(own.steps[-1].after.measured, inside, strict=True):
         live = np.isfinite(m.noise)  # (A, k)
@@ -294,7 +292,6 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
     header, setting = setting_of(data := encode(x, size=HEADER_SIZE + 150), prior)
     (_, state), = codec.states(data, header, setting, [len(data)])
     luma = math.sqrt(3) if channels == 1 else 1.0
-    assert setting.layout.padded == (48, 48)
 
     def deviations(pictures: torch.Tensor) -> NDArray[np.float64]:
         """(S, rows): y - H x in standard deviations of the noise."""

@@ -11,7 +11,29 @@ from numpy.typing import NDArray
 
 from dcodec.container import HEADER_SIZE, MAGIC, PRESETS, VERSION, BitstreamError, Header
 from dcodec.entropy import PRECISION, Decoder, Encoder, frequencies
-from dcodec.quantize import SPREADS, SYMBOL_MAX, dequantize, quantize, spread_index
+from dcodec.quantize import (
+    ROUNDING,
+    SPLITS,
+    SPREADS,
+    SYMBOL_MAX,
+    dequantize,
+    level_of,
+    quantize,
+    upper_chance,
+)
+
+
+def first(z: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Symbols of rows never measured before, in units of the step."""
+    nothing = np.zeros(len(z))
+    return quantize(z, nothing, nothing, nothing, 1.0)
+
+
+def nearest(spread: float, n: int) -> NDArray[np.int64]:
+    """The level of `n` such rows."""
+    nothing = np.zeros(n)
+    return level_of(nothing, np.full(n, spread**2), nothing, nothing, 1.0)
+
 
 Turn = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]  # small symbols, levels, symbols
 several = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,7 +48,7 @@ def turns(draw: st.DrawFn) -> list[Turn]:
         small = rng.integers(-3, 4, draw(st.integers(0, 5))).astype(np.int32)
         levels = np.sort(rng.integers(0, draw(st.integers(1, len(SPREADS))), draw(st.integers(0, 300))))[::-1].copy()
         surprise = draw(st.sampled_from([0.25, 1.0, 1.0, 4.0]))
-        symbols = quantize(rng.standard_normal(len(levels)) * SPREADS[levels] * surprise, 1.0)
+        symbols = first(rng.standard_normal(len(levels)) * SPREADS[levels] * surprise)
         wild = rng.random(len(levels)) < draw(st.sampled_from([0.0, 0.05]))
         symbols[wild] = rng.integers(-SYMBOL_MAX, SYMBOL_MAX + 1, int(wild.sum()))
         out.append((small, levels, symbols))
@@ -135,10 +157,10 @@ def test_adaptation_pays_for_wrong_spreads() -> None:
     """Symbols twice, or a quarter, as wide as predicted cost little more than those predicted rightly."""
     rng = np.random.default_rng(0)
     for factor in (2.0, 0.25):
-        symbols = quantize(rng.standard_normal(6000) * SPREADS[30] * factor, 1.0)
+        symbols = first(rng.standard_normal(6000) * SPREADS[30] * factor)
         wrong, right, fixed = Encoder(), Encoder(), float(information(30, symbols).sum())
         wrong.write(symbols, np.full(len(symbols), 30))
-        right.write(symbols, spread_index(np.full(len(symbols), (SPREADS[30] * factor) ** 2), 1.0))
+        right.write(symbols, nearest(SPREADS[30] * factor, len(symbols)))
         assert wrong.bits < 1.03 * right.bits
         assert wrong.bits < 0.97 * fixed
 
@@ -173,22 +195,55 @@ def test_empty_data_and_empty_turns() -> None:
 
 @several
 @given(st.integers(0, 2**32), st.floats(1e-3, 10))
-def test_quantization_error_stays_in_its_bin(seed: int, step: float) -> None:
-    """y is within half a bin of what was measured, bins are as wide as the noise variance says, zero is symmetric."""
+def test_every_answer_halves_a_cell_that_holds_the_projection(seed: int, step: float) -> None:
+    """y is the middle of a cell as wide as its noise says, the projection is in it, and later answers cut it in two."""
     rng = np.random.default_rng(seed)
-    z, loc = rng.standard_normal(200) * 20 * step, rng.standard_normal(200)
-    symbols = quantize(z, step)
-    np.testing.assert_array_equal(quantize(-z, step), -symbols)
-    y, noise = dequantize(loc, symbols, step)
-    width = np.sqrt(12 * noise)
-    assert (np.abs(loc + z - y)[np.abs(symbols) < SYMBOL_MAX] <= 0.6 * width[np.abs(symbols) < SYMBOL_MAX]).all()
-    assert (width[symbols == 0] >= step).all()
+    loc = rng.standard_normal(200)
+    projection = loc + rng.standard_normal(200) * 20 * step
+    middle = width = np.zeros(200)
+    for turn in range(6):
+        symbols = quantize(projection, loc, middle, width, step)
+        y, noise = dequantize(symbols, loc, middle, width, step)
+        cell = np.sqrt(12 * noise)
+        if turn:
+            assert set(symbols) <= {0, 1}
+            np.testing.assert_allclose(cell, width / 2)
+            np.testing.assert_allclose(np.abs(y - middle), width / 4)
+        else:
+            np.testing.assert_array_equal(quantize(2 * loc - projection, loc, middle, width, step), -symbols)
+            np.testing.assert_allclose(cell, np.where(symbols == 0, 2 * (1 - ROUNDING), 1) * step)
+        inside = np.abs(projection - loc) < SYMBOL_MAX * step
+        assert (np.abs(projection - y)[inside] <= (0.5 + 1e-9) * cell[inside]).all()
+        middle, width, step = y, cell, step * rng.uniform(0.1, 1)
 
 
 def test_levels_are_the_nearest_spreads() -> None:
-    step = 0.3
-    np.testing.assert_array_equal(spread_index((SPREADS * step) ** 2, step), np.arange(len(SPREADS)))
-    np.testing.assert_array_equal(spread_index(np.array([0.0, 1e9]), step), [0, len(SPREADS) - 1])
+    step, nothing = 0.3, np.zeros(64)
+    levels = level_of(nothing, (SPREADS * step) ** 2, nothing, nothing, step)
+    np.testing.assert_array_equal(levels, np.arange(len(SPREADS)))
+    none = np.zeros(2)
+    np.testing.assert_array_equal(level_of(none, np.array([0.0, 1e9]), none, none, step), [0, len(SPREADS) - 1])
+
+
+def test_splits_are_coded_by_where_in_its_cell_a_projection_is_expected() -> None:
+    middle, width = np.full(5, 3.0), np.full(5, 2.0)
+    loc = np.array([-9.0, 2.6, 3.0, 3.4, 9.0])
+    split = level_of(loc, np.ones(5), middle, width, 0.1) - len(SPREADS)
+    np.testing.assert_array_equal(split[[0, 2, 4]], [0, SPLITS // 2, SPLITS - 1])
+    assert split[1] + split[3] == SPLITS - 1
+    chances = [upper_chance(i) for i in range(SPLITS)]
+    assert chances == sorted(chances)
+    np.testing.assert_allclose(np.array(chances) + chances[::-1], 1)
+    assert 0.08 < chances[0] < 0.12
+    rng = np.random.default_rng(0)
+    for i in range(SPLITS):  # and the coder spends what the model says
+        symbols = (rng.random(4000) < chances[i]).astype(np.int32)
+        encoder = Encoder()
+        encoder.write(symbols, np.full(4000, len(SPREADS) + i))
+        p = symbols.mean()
+        ideal = -4000 * (p * np.log2(chances[i]) + (1 - p) * np.log2(1 - chances[i]))
+        assert encoder.bits == pytest.approx(ideal, abs=100)
+        np.testing.assert_array_equal(Decoder(encoder.cut(600)).read(np.full(4000, len(SPREADS) + i)), symbols)
 
 
 # The header
