@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import codecs, limit, measure, table
+from bench import codecs, limit, measure, source, table
 from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
 
@@ -111,6 +111,18 @@ def show_limit(images: Path, out: Path, rates: list[float], prior: str, count: i
             limit.append(out, name, path.stem, curve)
             shown = zip(rates, limit.at_rates(curve, rates), strict=True)
             click.echo(f"{path.stem}: " + "  ".join(f"{rate:g} bpp {psnr:.2f} dB" for rate, psnr in shown))
+
+
+@main.command("source")
+@click.option("--psnr", "targets", default="20,22,24,27", callback=_rates, help="In dB.", show_default=True)
+@click.option("--pictures", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--side", default=64, show_default=True, type=click.IntRange(8, 256))
+def show_source(targets: list[float], pictures: int, side: int) -> None:
+    """Bits on a Gaussian source (exact denoiser) over those of entropy-coded quantization on its true KLT."""
+    found = source.ratios(targets, range(pictures), side)
+    for target, column in zip(targets, found.T, strict=True):
+        click.echo(f"{target:g} dB: {column.mean():.3f} +- {column.std():.3f}")
+    click.echo(f"mean: {found.mean():.3f}")
 
 
 @main.command("table")

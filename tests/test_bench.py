@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dcodec
-from bench import codecs, limit, metrics, table
+from bench import codecs, limit, metrics, source, table
 from bench.__main__ import main
 from bench.measure import COLUMNS
 from dcodec.pictures import to_image
@@ -213,6 +213,33 @@ def test_limit_of_a_gaussian_source_is_its_information(folder, tmp_path, draw):
     assert len(table.read(out)) == 2 * 12
     assert run(*command) == ""  # nothing left to do
     assert out.read_bytes() == whole
+
+
+# ------------------------------------------------------------------------------------------- source
+
+
+def test_quantization_by_entropy_and_centroid():
+    """At high rates 1/4 bit above the Shannon bound (Gish & Pierce 1968), at low ones nothing for everything."""
+    variances = np.array([0.5, 2.0])
+    bits, error = source.ecsq(variances, 0.05)
+    assert error == pytest.approx(2 * 0.05**2 / 12, rel=1e-3)
+    assert bits == pytest.approx(0.5 * np.log2(variances / (0.05**2 / 12)).sum() + 2 * 0.2546, abs=1e-3)
+    bits, error = source.ecsq(variances, 100.0)
+    assert bits < 1e-6
+    assert error == pytest.approx(2.5)
+    rng = np.random.default_rng(0)
+    symbols = np.rint(rng.standard_normal(400_000) / 0.8)
+    _, counts = np.unique(symbols, return_counts=True)
+    p = counts / counts.sum()
+    assert source.ecsq(np.ones(1), 0.8)[0] == pytest.approx(-(p * np.log2(p)).sum(), abs=0.01)
+
+
+def test_walk_on_a_gaussian_source_stays_near_the_ideal_code():
+    """Ratio of bits; the goal is 1.1 (measured: 1.37 over eight pictures)."""
+    found = source.ratios([22, 24], range(2), 64)
+    assert found.shape == (2, 2)
+    assert found.min() > 1
+    assert found.mean() < 1.45
 
 
 # ------------------------------------------------------------------------------------------- table
