@@ -1,6 +1,9 @@
 """What do all tests share? Pictures drawn from the prior that codes them, and one thread."""
 
+import os
 from collections.abc import Callable
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: two threads on small matrices wait for each other
 
 import numpy as np
 import pytest
