@@ -26,6 +26,15 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
     return rates
 
 
+def _pictures(images: Path, count: int | None) -> list[Path]:
+    """The first `count` pictures of a folder by name; rows know them by their stems, so no two may share one."""
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]
+    twice = [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]
+    if not paths or twice:
+        raise click.ClickException(f"{images}: " + (f"two pictures are called {twice[0]}" if twice else "no pictures"))
+    return paths
+
+
 @click.group()
 def main() -> None:
     """Rate and distortion of dcodec and of classical codecs."""
@@ -48,10 +57,7 @@ def rd(
     quick: bool, sample: bool, walk_once: bool,
 ) -> None:  # fmt: skip
     """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]
-    twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
-    if not paths or twice:
-        raise click.ClickException(f"{images}: " + (f"two pictures are called {twice[0]}" if twice else "no pictures"))
+    paths = _pictures(images, count)
     chosen: list[codecs.Codec] = []
     try:
         for name in names.split(","):
@@ -102,9 +108,9 @@ def show_limit(images: Path, out: Path, rates: list[float], prior: str, count: i
         denoiser = catalog.load(entry)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    name = f"{entry.name}-{entry.digest[:4].hex()}"
+    name = codecs.label(entry)
     held = {(row["prior"], row["image"]) for row in table.read(out)} if out.exists() else set()
-    for path in sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]:
+    for path in _pictures(images, count):
         if (name, path.stem) not in held:
             picture = np.asarray(to_image(load(path)).convert("RGB"))
             curve = limit.limit(denoiser, picture, stride)

@@ -59,6 +59,11 @@ class Codec(Protocol):
         """Do some of `jobs` on an 8-bit picture of mode L or RGB."""
 
 
+def label(prior: catalog.Entry) -> str:
+    """What a CSV calls a prior: its name and the first bytes of its digest."""
+    return f"{prior.name}-{prior.digest[:4].hex()}"
+
+
 @dataclass(frozen=True)
 class Dcodec:
     """One stream a picture, of the highest rate; each rate is a prefix of it, and one walk decodes them all.
@@ -77,9 +82,8 @@ class Dcodec:
 
     @cached_property
     def prior(self) -> str:
-        """Name and first bytes of the digest."""
-        entry = catalog.find(self.weights)
-        return f"{entry.name}-{entry.digest[:4].hex()}"
+        """See label."""
+        return label(catalog.find(self.weights))
 
     @property
     def jobs(self) -> list[Job]:

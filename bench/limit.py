@@ -8,8 +8,6 @@ sigma the posterior mean is the denoiser's output, and the information sent so f
 For a denoiser that is not the true posterior mean, R is still what such a code costs: the mismatch pays for itself.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench import table
 from bench.metrics import psnr
 from dcodec.exact.noise import normal
 from dcodec.pictures import to_image
@@ -65,13 +64,8 @@ def at_rates(curve: Sequence[Level], rates: Sequence[float]) -> list[float]:
 
 
 def append(out: Path, prior: str, image: str, curve: Sequence[Level]) -> None:
-    """Add a picture's curve to a CSV with COLUMNS, in one write."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not out.exists():
-        writer.writerow(COLUMNS)
-    for level in curve:
-        values = f"{level.sigma:.6g}", f"{level.bpp:.5f}", f"{level.psnr:.4f}", f"{level.mse:.6g}"
-        writer.writerow((prior, image, *values))
-    with open(out, "ab", buffering=0) as file:
-        file.write(text.getvalue().encode())
+    """Add a picture's curve to a CSV with COLUMNS."""
+    rows = [
+        (prior, image, f"{level.sigma:.6g}", f"{level.bpp:.5f}", f"{level.psnr:.4f}", f"{level.mse:.6g}") for level in curve
+    ]
+    table.append(out, rows if out.exists() else [COLUMNS, *rows])

@@ -3,8 +3,6 @@
 A row is written whole, the moment it is measured, and never again: after a kill the same command goes on.
 """
 
-import csv
-import io
 import os
 import platform
 import subprocess
@@ -73,10 +71,7 @@ def measure(task: Task) -> str:
             "" if point.nfe is None else point.nfe,
             task.codec.prior, task.commit, task.machine,
         )  # fmt: skip
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
-        with open(task.out, "ab", buffering=0) as file:  # one write: processes that share the file do not mix lines
-            file.write(line.getvalue().encode())
+        table.append(task.out, [values])
     return f"{task.codec.name} {task.image}: {len(task.jobs)} rows, last {task.jobs[-1][0]} {psnr:.2f} dB"
 
 

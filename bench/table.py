@@ -1,6 +1,7 @@
 """What do the measurements say? Mean PSNR at chosen rates, codec by codec, as a Markdown table."""
 
 import csv
+import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,14 @@ def read(path: Path) -> list[dict[str, str]]:
     """The complete rows of a CSV: a last line without its end was cut off."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if line.endswith("\n")))
+
+
+def append(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Add rows in one write: processes that share the file do not mix lines."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with open(path, "ab", buffering=0) as file:
+        file.write(text.getvalue().encode())
 
 
 def rates_of(rows: Iterable[Row]) -> list[float]:

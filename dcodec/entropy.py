@@ -39,6 +39,7 @@ def frequencies(spread: float) -> NDArray[np.int64]:
     return np.concatenate([one_side[::-1], [zero], one_side])
 
 
+@cache
 def _frequencies(level: int) -> NDArray[np.int64]:
     if level < len(SPREADS):
         return frequencies(float(SPREADS[level]))
