@@ -128,7 +128,7 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     scale = state.scale
     while scale and state.step < p.opening * (1 << scale):
         scale -= 1
-    samples = draw_samples(setting, state, scale, p.samples, setting.seed, state.refresh)
+    samples = draw_samples(setting, state, scale)
     views = [view(band, m) for band, m in zip(analyze(samples, layout, scale), state.measured, strict=False)]
     gains = state.gains[: len(views)]
     if p.gains and state.refresh:
@@ -146,28 +146,38 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     ), directions  # fmt: skip
 
 
-def draw_samples(setting: Setting, state: State, scale: int, count: int, seed: int, key: int, n: int = 0) -> Tensor:
-    """`count` samples of P(x|y) at `scale`, from the last ones where there are some: (count, C, h, w) float32, CPU."""
-    p, layout = setting.profile, setting.layout
-    unit = float(1 << scale)  # of a coefficient, in pixels of this scale
-    begin, finest = 16.0, 2.0**-5 if state.step >= unit / 16 else 2.0**-6  # below what a row is measured for
-    before = state.samples
-    if before is not None:
-        for finer in reversed(range(scale, state.scale)):
-            before = upsample(before, layout, finer)
-        before = before[torch.arange(count) % len(before)]
-        begin = min(16.0, max(3.0 * state.step / p.ratio / unit, 0.5))
-    levels = schedule(begin, finest, n or (p.evaluations if before is not None else p.first_evaluations))
-    return _solve(setting, state, scale, levels, before, count, seed, key)
+def draw_samples(setting: Setting, state: State, scale: int) -> Tensor:
+    """Samples of P(x|y) at `scale` for a refresh, from the last refresh's where there are some: (S, C, h, w) float32, CPU."""
+    p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
+    if state.samples is None:
+        levels = schedule(16.0, _quiet(step), p.first_evaluations)
+    else:  # many samples count for more than good ones: PCA is after their directions, gains mend their spread
+        levels = schedule(min(16.0, max(2.0 * step, 2.0**-5)), max(0.7 * step, 2.0**-6), p.evaluations)
+    return _solve(setting, state, scale, levels, _raised(setting, state, scale, p.samples), setting.seed, state.refresh, False)
+
+
+def _quiet(step: float) -> float:
+    """Noise below what a row is measured for."""
+    return 2.0**-5 if step >= 2.0**-4 else 2.0**-6
+
+
+def _raised(setting: Setting, state: State, scale: int, count: int) -> Tensor:
+    """The state's samples at a finer scale, as many as asked for; zeros when there are none."""
+    x, layout = state.samples, setting.layout
+    if x is None:
+        return torch.zeros(count, layout.channels, *layout.size(scale))
+    for finer in reversed(range(scale, state.scale)):
+        x = upsample(x, layout, finer)
+    return x[torch.arange(count) % len(x)]
 
 
 def _solve(
-    setting: Setting, state: State, scale: int, levels: Sequence[int], before: Tensor | None, count: int, seed: int, key: int
+    setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, seed: int, key: int, antithetic: bool
 ) -> Tensor:
-    layout, antithetic = setting.layout, setting.profile.antithetic
-    chunk = setting.chunk or max(1, min(count, (1 << 22) // math.prod(layout.size(scale))))
+    layout = setting.layout
+    chunk = setting.chunk or max(1, min(len(begin), (1 << 22) // math.prod(layout.size(scale))))
     return sample(
-        setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, before, count,
+        setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, begin,
         normals(seed, key, antithetic), chunk=chunk, device=setting.device,
     )  # fmt: skip
 
@@ -195,13 +205,16 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
 _NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0)
 
 
+Turn = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # gains written; levels and bands of symbols written
+
+
 class Writer:
     """Quantizes the picture's projections and writes them."""
 
     def __init__(self, x: Tensor, setting: Setting) -> None:
         """x: (1, C, h, w) float32."""
         self._bands, self.encoder = analyze(x, setting.layout), Encoder()
-        self.turns: list[tuple[int, NDArray[np.int64]]] = []  # gains written, levels of symbols written
+        self.turns: list[Turn] = []
         self.first = self.last = _NO_DIRECTIONS
         self._gains = 0
 
@@ -221,9 +234,9 @@ class Writer:
     def symbols(self, d: Directions) -> Symbols:
         """Quantize and write (see Coder)."""
         self.first, self.last = d if not self.turns else self.first, d
-        self.turns.append((self._gains, d.levels))
+        self.turns.append((self._gains, d.levels, d.band))
         symbols = d.quantize(self._bands[: len(d.bands)])
-        self.encoder.write(symbols, d.levels)
+        self.encoder.write(symbols, d.levels, d.band)
         return symbols
 
 
@@ -254,11 +267,11 @@ class Reader:
                 "the first step differs from the encoder's: the header is damaged, or weights or arithmetic differ here"
             )
         self._checked = True
-        read = {size: decoder.read(d.levels) for size, decoder in self._prefixes.items()}
+        read = {size: decoder.read(d.levels, d.band) for size, decoder in self._prefixes.items()}
         self.cuts = {size: (d, symbols) for size, symbols in read.items() if self._prefixes[size].ended}
         for size in self.cuts:
             del self._prefixes[size]
-        return self._decoder.read(d.levels)
+        return self._decoder.read(d.levels, d.band)
 
     @property
     def ended(self) -> bool:
@@ -294,21 +307,21 @@ class Step:
 class Written:
     """What an encoder's walk leaves: the header with its fingerprint, bits to cut from, and its last steps.
 
-    turns: how many gains and which levels of symbols each step wrote, to find what a prefix settles.
+    turns: what each step wrote (Turn), to find what a prefix settles.
     """
 
     header: Header
     encoder: Encoder
-    turns: tuple[tuple[int, NDArray[np.int64]], ...]
+    turns: tuple[Turn, ...]
     steps: tuple[Step, ...]
 
     def settled(self, setting: Setting, size: int) -> State:
         """The state that the first `size` payload bytes settle."""
         payload = self.encoder.cut(size)
         decoder = Decoder(payload)
-        for turn, (gains, levels) in enumerate(self.turns):
+        for turn, (gains, levels, bands) in enumerate(self.turns):
             decoder.read_small(gains)
-            symbols = decoder.read(levels)
+            symbols = decoder.read(levels, bands)
             if decoder.ended:
                 if turn < len(self.turns) - len(self.steps):  # too far back: decode
                     return next(states(self.header.pack() + payload, self.header, setting, [HEADER_SIZE + size]))[1]
@@ -366,9 +379,12 @@ def estimate(setting: Setting, state: State, count: int, seed: int, *, n: int = 
     A round adds noise of the step's size and takes it off again: one pass of a split Gibbs sampler (Wu et al. 2024, arXiv
     2405.18782, algorithm 1). The first pass decides much of the picture at noise where y is hardly heard; rounds mend it.
     """
-    x = draw_samples(setting, state, 0, count, seed, ESTIMATE_KEY, n)
+    x, first = _raised(setting, state, 0, count), 16.0
+    if state.samples is not None:
+        first = min(16.0, max(3.0 * state.step / setting.profile.ratio, 0.5))
+    passes = [schedule(first, _quiet(state.step), n)]
     begin = min(max(state.step, 2.0**-4), 4.0)
-    for i in range(rounds):
-        levels = schedule(begin, min(begin / 2, 2.0**-4), 3)
-        x = _solve(setting, state, 0, levels, x, count, seed, ESTIMATE_KEY + 1 + i)
+    passes += [schedule(begin, min(begin / 2, 2.0**-4), 3)] * rounds
+    for i, levels in enumerate(passes):
+        x = _solve(setting, state, 0, levels, x, seed, ESTIMATE_KEY + i, True)
     return x

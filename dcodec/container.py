@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 MAGIC = b"\x8adx"
-VERSION = 2
+VERSION = 3
 MAX_SIDE = 4096
 PRESETS = ("fast", "psc")
 

@@ -14,16 +14,17 @@ import numpy as np
 from constriction import stream
 from numpy.typing import NDArray
 
-from dcodec.exact.functions import exp, normal_cdf
+from dcodec.exact.functions import exp, log, normal_cdf
 from dcodec.quantize import ROUNDING, SPREADS, SYMBOL_MAX, Symbols, upper_chance
 
 Levels = NDArray[np.int64]
 
 PRECISION = 24  # bits of a table's total frequency
-GAUSSIAN_SHARE = 0.6  # the rest is Laplacian: predicted variances are themselves uncertain
+GAUSSIAN_SHARE = 0.5  # the rest is Laplacian: predicted variances are themselves uncertain
 RUN = 256  # symbols coded between two looks at how well the model fits
-# ratios of seen to expected squares at which the table shifts by one more: halfway between spreads, 2 octaves each way
-_SHIFT_EDGES = (SPREADS[:24] * SPREADS[1:25])[:24] / (SPREADS[12] * SPREADS[12])
+COST_UNIT = 256  # costs of symbols are counted in bits / COST_UNIT
+_SHIFTS = np.arange(-9, 5)  # by which a table may differ from the predicted one
+_MEMORY = 10  # binary logarithm of how many symbols a band's account remembers
 _SMALL = int(np.searchsorted(SPREADS, 0.99))  # the table of write_small: a standard deviation of one
 _GUARD = 64  # bits that the coder may hold back past those it has settled
 
@@ -51,48 +52,55 @@ def _frequencies(level: int) -> NDArray[np.int64]:
 
 
 @cache
-def _table(level: int) -> tuple[Any, float]:
-    """The coder's model of a level, and the mean square of its symbols."""
-    f = _frequencies(level)
-    k = np.arange(-SYMBOL_MAX, SYMBOL_MAX + 1)
-    mean_square = int((f * k * k).sum()) / (1 << PRECISION)
-    return stream.model.Categorical(f * 2.0**-PRECISION, perfect=False), mean_square
+def _table(level: int) -> Any:
+    """The coder's model of a level."""
+    return stream.model.Categorical(_frequencies(level) * 2.0**-PRECISION, perfect=False)
+
+
+@cache
+def _costs() -> NDArray[np.int64]:
+    """Bits that each symbol takes under each spread's table, times COST_UNIT: (len(SPREADS), 2 * SYMBOL_MAX + 1)."""
+    frequencies_of = np.stack([_frequencies(level) for level in range(len(SPREADS))])
+    bits = PRECISION - log(frequencies_of) * 1.4426950408889634  # of this module's own logarithm: the state depends on it
+    return np.rint(bits * COST_UNIT).astype(np.int64)
 
 
 class Fit:
-    """How the squares of symbols so far compare with the tables that coded them; both sides keep the same account."""
+    """Which table would have coded a band's symbols so far in the fewest bits? Both sides keep the same account.
 
-    _LIMIT = 4096.0
+    Predicted variances are off by a factor that depends on the band: leading directions of few samples flatter themselves,
+    textures exceed what the prior expects. A shift of the table mends what is common to a band's rows.
+    """
 
     def __init__(self) -> None:
-        self.expected = self.seen = 24.0
+        self._seen: dict[int, NDArray[np.int64]] = {}  # what each shift would have cost, a band; recent symbols count most
+        self._all = np.zeros(len(_SHIFTS), np.int64)
 
-    def level(self, level: int) -> int:
-        """The table for rows of this predicted level, shifted by what was seen."""
+    def level(self, level: int, band: int) -> int:
+        """The table for rows of `band` with this predicted level."""
         if level >= len(SPREADS):  # a split: no spread was predicted
             return level
-        shift = int(np.searchsorted(_SHIFT_EDGES, self.seen / self.expected)) - len(_SHIFT_EDGES) // 2
-        return min(max(level + shift, 0), len(SPREADS) - 1)
+        total = self._seen.get(band, 0) + (self._all >> 3) + np.abs(_SHIFTS) * COST_UNIT
+        return min(max(level + int(_SHIFTS[np.argmin(total)]), 0), len(SPREADS) - 1)
 
-    def update(self, level: int, symbols: Symbols) -> None:
+    def update(self, level: int, band: int, symbols: Symbols) -> None:
         """Account for symbols whose predicted level (before any shift) was `level`."""
         if level >= len(SPREADS):
             return
-        mean_square = _table(level)[1]
-        squares = int((symbols.astype(np.int64) ** 2).sum())
-        weight = 1.0 / (mean_square + 0.5)  # wide rows must not drown the others
-        self.seen += squares * weight
-        self.expected += len(symbols) * mean_square * weight
-        if self.expected > self._LIMIT:
-            self.seen, self.expected = self.seen * 0.5, self.expected * 0.5
+        tables = np.clip(level + _SHIFTS, 0, len(SPREADS) - 1)
+        cost = _costs()[tables[:, None], symbols + SYMBOL_MAX].sum(axis=1)
+        for seen in (self._seen.setdefault(band, np.zeros(len(_SHIFTS), np.int64)), self._all):
+            seen += cost
+            seen -= seen.min()
+            seen -= (seen * len(symbols)) >> _MEMORY
 
 
-def _runs(levels: Levels) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, level) of maximal runs of equal levels, at most RUN long."""
-    edges = np.flatnonzero(np.diff(levels)) + 1
+def _runs(levels: Levels, bands: Levels) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, level, band) of maximal runs of equal levels and bands, at most RUN long."""
+    edges = np.flatnonzero(np.diff(levels) | np.diff(bands)) + 1
     for start, stop in zip([0, *edges], [*edges, len(levels)], strict=True):
         for first in range(start, stop, RUN):
-            yield first, min(first + RUN, stop), int(levels[start])
+            yield first, min(first + RUN, stop), int(levels[start]), int(bands[start])
 
 
 def _information(level: int, symbols: Symbols) -> float:
@@ -106,16 +114,16 @@ class Encoder:
     def __init__(self) -> None:
         self._coder, self._fit = stream.queue.RangeEncoder(), Fit()
 
-    def write(self, symbols: Symbols, levels: Levels) -> None:
-        """Append `symbols` (n,) int32, coded under the tables of `levels` (n,) (quantize.level_of)."""
-        for start, stop, level in _runs(levels):
+    def write(self, symbols: Symbols, levels: Levels, bands: Levels) -> None:
+        """Append `symbols` (n,) int32 of `bands` (n,), coded under the tables of `levels` (n,) (quantize.level_of)."""
+        for start, stop, level, band in _runs(levels, bands):
             part = np.ascontiguousarray(symbols[start:stop], np.int32)
-            self._coder.encode(part + SYMBOL_MAX, _table(self._fit.level(level))[0])
-            self._fit.update(level, part)
+            self._coder.encode(part + SYMBOL_MAX, _table(self._fit.level(level, band)))
+            self._fit.update(level, band, part)
 
     def write_small(self, symbols: Symbols) -> None:
         """Append a few symbols of magnitude about one."""
-        self._coder.encode(symbols.astype(np.int32) + SYMBOL_MAX, _table(_SMALL)[0])
+        self._coder.encode(symbols.astype(np.int32) + SYMBOL_MAX, _table(_SMALL))
 
     @property
     def bits(self) -> int:
@@ -144,22 +152,22 @@ class Decoder:
         ]
         self._twins = [stream.queue.RangeDecoder(w) for w in words]
 
-    def read(self, levels: Levels) -> Symbols:
-        """The next symbols, at most one for each of `levels`; fewer once the prefix settles no more."""
+    def read(self, levels: Levels, bands: Levels) -> Symbols:
+        """The next symbols, at most one for each of `levels` and `bands`; fewer once the prefix settles no more."""
         out = [np.empty(0, np.int32)]
-        for start, stop, level in _runs(levels):
+        for start, stop, level, band in _runs(levels, bands):
             if self.ended:
                 break
-            table = self._fit.level(level)
-            part = self._settled(_table(table)[0], stop - start)
+            table = self._fit.level(level, band)
+            part = self._settled(_table(table), stop - start)
             self.bits += _information(table, part)
-            self._fit.update(level, part)
+            self._fit.update(level, band, part)
             out.append(part)
         return np.concatenate(out)
 
     def read_small(self, n: int) -> Symbols:
         """The next `n` symbols that `write_small` wrote; fewer once the prefix settles no more."""
-        return np.zeros(0, np.int32) if self.ended else self._settled(_table(_SMALL)[0], n)
+        return np.zeros(0, np.int32) if self.ended else self._settled(_table(_SMALL), n)
 
     def _settled(self, model: Any, n: int) -> Symbols:
         if n == 0:

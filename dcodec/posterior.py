@@ -84,27 +84,22 @@ def sample(
     layout: Layout,
     scale: int,
     levels: Sequence[int],
-    start: Tensor | None,
-    count: int,
+    start: Tensor,
     draw: Callable[[int, int], NDArray[np.float32]],
     *,
     chunk: int,
     device: str,
 ) -> Tensor:
-    """`count` samples of P(x|y) at `scale`: (count, C, h, w) float32 on the CPU.
+    """Samples of P(x|y) at `scale`: (S, C, h, w) float32 on the CPU.
 
-    levels: falling indices into SIGMAS. start: (count, C, h, w), what to add noise to, e.g. the last refresh's samples;
-    zeros if None. draw(i, n): n normals for sample i. A sample never depends on its neighbours, nor on `chunk`.
+    levels: falling indices into SIGMAS. start: (S, C, h, w), what to add noise to, e.g. the last refresh's samples.
+    draw(i, n): n normals for sample i. A sample never depends on its neighbours, nor on `chunk`.
     """
-    h, w = layout.size(scale)
-    shape = (layout.channels, h, w)
-    out = torch.empty(count, *shape)
-    for first in range(0, count, chunk):
-        part = slice(first, min(first + chunk, count))
-        z = np.stack([draw(i, layout.channels * h * w) for i in range(part.start, part.stop)])
-        x = torch.from_numpy(z).reshape(-1, *shape) * SIGMAS[levels[0]]
-        if start is not None:
-            x = x + start[part]
+    out = torch.empty_like(start)
+    for first in range(0, len(start), chunk):
+        part = slice(first, min(first + chunk, len(start)))
+        z = np.stack([draw(i, start[0].numel()) for i in range(part.start, part.stop)])
+        x = torch.from_numpy(z).reshape(-1, *start.shape[1:]) * SIGMAS[levels[0]] + start[part]
         out[part] = _solve(prior, x.to(device), measured, layout, scale, levels).cpu()
     return out
 

@@ -12,7 +12,7 @@ BELOW = 2  # levels of the pyramid beyond the coarsest samples
 class Profile:
     """The constants of a walk.
 
-    samples: draws of P(x|y) a refresh (S); antithetic: they come in pairs of noise z and -z.
+    samples: draws of P(x|y) a refresh (S).
     warm: a refresh starts from the last one's samples, noised, not from pure noise.
     gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread.
     evaluations, first_evaluations: of the denoiser, per sample, in a refresh and in the first one.
@@ -27,7 +27,6 @@ class Profile:
 
     name: str
     samples: int
-    antithetic: bool
     warm: bool
     gains: bool
     evaluations: int
@@ -54,10 +53,10 @@ def profile(preset: str, rows: int = 0) -> Profile:
     """The profile of a preset; `rows` is psc's rows a step."""
     if preset == "psc":
         return Profile(
-            "psc", samples=100, antithetic=False, warm=False, gains=False, evaluations=6, first_evaluations=8,
+            "psc", samples=100, warm=False, gains=False, evaluations=6, first_evaluations=8,
             tile=0, rank=rows, limit=rows, own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
         )  # fmt: skip
     return Profile(
-        "fast", samples=8, antithetic=True, warm=True, gains=True, evaluations=4, first_evaluations=8, tile=4, rank=16,
-        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.42,
+        "fast", samples=16, warm=True, gains=True, evaluations=2, first_evaluations=8, tile=4, rank=16,
+        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.36,
     )  # fmt: skip
