@@ -180,9 +180,9 @@ def recorded(x: Pixels, prior: GaussianPrior, preset: str, rows: int, refreshes:
 def middles_of_turns(written: Written) -> list[int]:
     """For each refresh, about the length of the prefix that ends in its middle."""
     decoder, told, middles = Decoder(written.encoder.cut(written.encoder.bits // 8)), [0.0], []
-    for gains, levels in written.turns:
+    for gains, levels, bands in written.turns:
         decoder.read_small(gains)
-        decoder.read(levels)
+        decoder.read(levels, bands)
         told.append(decoder.bits)
         middles.append(HEADER_SIZE + int(told[-1] + told[-2]) // 16)
     return middles

@@ -35,7 +35,7 @@ def nearest(spread: float, n: int) -> NDArray[np.int64]:
     return level_of(nothing, np.full(n, spread**2), nothing, nothing, 1.0)
 
 
-Turn = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]  # small symbols, levels, symbols
+Turn = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]  # small ones, levels, bands, symbols
 several = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -51,29 +51,29 @@ def turns(draw: st.DrawFn) -> list[Turn]:
         symbols = first(rng.standard_normal(len(levels)) * SPREADS[levels] * surprise)
         wild = rng.random(len(levels)) < draw(st.sampled_from([0.0, 0.05]))
         symbols[wild] = rng.integers(-SYMBOL_MAX, SYMBOL_MAX + 1, int(wild.sum()))
-        out.append((small, levels, symbols))
+        out.append((small, levels, rng.integers(0, draw(st.integers(1, 4)), len(levels)), symbols))
     return out
 
 
 def write(written: list[Turn]) -> Encoder:
     encoder = Encoder()
-    for small, levels, symbols in written:
+    for small, levels, bands, symbols in written:
         encoder.write_small(small)
-        encoder.write(symbols, levels)
+        encoder.write(symbols, levels, bands)
     return encoder
 
 
 def read(data: bytes, written: list[Turn]) -> tuple[list[NDArray[np.int32]], Decoder]:
-    """What `data` settles, part by part, for a decoder that knows the levels."""
+    """What `data` settles, part by part, for a decoder that knows levels and bands."""
     decoder, parts = Decoder(data), []
-    for small, levels, _ in written:
+    for small, levels, bands, _ in written:
         parts.append(decoder.read_small(len(small)))
-        parts.append(decoder.read(levels))
+        parts.append(decoder.read(levels, bands))
     return parts, decoder
 
 
 def told(written: list[Turn]) -> list[NDArray[np.int32]]:
-    return [part for small, _, symbols in written for part in (small, symbols)]
+    return [part for small, _, _, symbols in written for part in (small, symbols)]
 
 
 # Symbols
@@ -117,7 +117,7 @@ def test_cuts_cannot_change_once_filled(written: list[Turn]) -> None:
     before = encoder.cut(early[-1])
     rng = np.random.default_rng(len(before))
     for _ in range(3):
-        encoder.write(rng.integers(-9, 10, 50).astype(np.int32), np.full(50, 20))
+        encoder.write(rng.integers(-9, 10, 50).astype(np.int32), np.full(50, 20), np.zeros(50, np.int64))
         assert encoder.cut(early[-1]) == before
 
 
@@ -139,14 +139,14 @@ def test_cuts_settle_nearly_all_they_can(level: int) -> None:
         cumulative = np.cumsum(frequencies(float(SPREADS[level]))) / 2**PRECISION
         symbols = (np.searchsorted(cumulative, rng.random(256)) - SYMBOL_MAX).astype(np.int32)  # one run: no adaptation
         levels = np.full(len(symbols), level)
-        encoder = Encoder()
-        encoder.write(symbols, levels)
+        encoder, bands = Encoder(), np.zeros(len(symbols), np.int64)
+        encoder.write(symbols, levels, bands)
         bits = information(level, symbols)
         told = np.concatenate([[0.0], np.cumsum(bits)])
         most = max(most, bits.max())
         assert abs(encoder.bits - told[-1]) < 100  # the coder costs what information theory says
         for size in range(int(told[-1]) // 8):
-            count = len(Decoder(encoder.cut(size)).read(levels))
+            count = len(Decoder(encoder.cut(size)).read(levels, bands))
             assert told[count] < 8 * size + 2  # the coder's own table is a little kinder to the rarest symbols
             misses.append(8 * size - told[count])
             assert misses[-1] < 14 + 2 * most
@@ -157,12 +157,28 @@ def test_adaptation_pays_for_wrong_spreads() -> None:
     """Symbols twice, or a quarter, as wide as predicted cost little more than those predicted rightly."""
     rng = np.random.default_rng(0)
     for factor in (2.0, 0.25):
-        symbols = first(rng.standard_normal(6000) * SPREADS[30] * factor)
+        symbols, band = first(rng.standard_normal(6000) * SPREADS[30] * factor), np.zeros(6000, np.int64)
         wrong, right, fixed = Encoder(), Encoder(), float(information(30, symbols).sum())
-        wrong.write(symbols, np.full(len(symbols), 30))
-        right.write(symbols, nearest(SPREADS[30] * factor, len(symbols)))
+        wrong.write(symbols, np.full(len(symbols), 30), band)
+        right.write(symbols, nearest(SPREADS[30] * factor, len(symbols)), band)
         assert wrong.bits < 1.03 * right.bits
         assert wrong.bits < 0.97 * fixed
+
+
+def test_adaptation_knows_bands_apart() -> None:
+    """A band that is narrower than predicted does not spoil the tables of one that is predicted rightly."""
+    rng = np.random.default_rng(0)
+    bands = np.repeat(np.arange(40) % 2, 200)
+    symbols = first(rng.standard_normal(8000) * SPREADS[24] * np.where(bands, 0.4, 1.0))
+    together, apart = Encoder(), [Encoder(), Encoder()]
+    together.write(symbols, np.full(8000, 24), bands)
+    for band, encoder in enumerate(apart):
+        mine = symbols[bands == band]
+        encoder.write(mine, np.full(len(mine), 24), np.zeros(len(mine), np.int64))
+    assert together.bits < 1.01 * sum(encoder.bits for encoder in apart)
+    mixed = Encoder()
+    mixed.write(symbols, np.full(8000, 24), np.zeros(8000, np.int64))
+    assert together.bits < 0.97 * mixed.bits
 
 
 @pytest.mark.parametrize("spread", SPREADS)
@@ -182,9 +198,9 @@ def test_frequencies_are_a_distribution(spread: float) -> None:
 
 def test_empty_data_and_empty_turns() -> None:
     decoder = Decoder(b"")
-    assert len(decoder.read(np.zeros(0, np.int64))) == 0
+    assert len(decoder.read(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
     assert not decoder.ended
-    assert len(decoder.read(np.full(3, 40))) == 0
+    assert len(decoder.read(np.full(3, 40), np.zeros(3, np.int64))) == 0
     assert decoder.ended
     assert len(decoder.read_small(2)) == 0
     assert Encoder().cut(3) == b"\0\0\0"
@@ -238,12 +254,12 @@ def test_splits_are_coded_by_where_in_its_cell_a_projection_is_expected() -> Non
     rng = np.random.default_rng(0)
     for i in range(SPLITS):  # and the coder spends what the model says
         symbols = (rng.random(4000) < chances[i]).astype(np.int32)
-        encoder = Encoder()
-        encoder.write(symbols, np.full(4000, len(SPREADS) + i))
+        encoder, models = Encoder(), (np.full(4000, len(SPREADS) + i), np.zeros(4000, np.int64))
+        encoder.write(symbols, *models)
         p = symbols.mean()
         ideal = -4000 * (p * np.log2(chances[i]) + (1 - p) * np.log2(1 - chances[i]))
         assert encoder.bits == pytest.approx(ideal, abs=100)
-        np.testing.assert_array_equal(Decoder(encoder.cut(600)).read(np.full(4000, len(SPREADS) + i)), symbols)
+        np.testing.assert_array_equal(Decoder(encoder.cut(600)).read(*models), symbols)
 
 
 # The header

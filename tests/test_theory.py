@@ -45,9 +45,9 @@ def rate(eigenvalues: Array, distortion: float) -> float:
 def settled_rows(written: codec.Written, payload: int) -> int:
     """How many coded rows the first `payload` bytes settle."""
     decoder, count = Decoder(written.encoder.cut(payload)), 0
-    for gains, levels in written.turns:
+    for gains, levels, bands in written.turns:
         decoder.read_small(gains)
-        count += len(decoder.read(levels))
+        count += len(decoder.read(levels, bands))
     return count
 
 
@@ -122,8 +122,9 @@ def check_sampler(prior: GaussianPrior, measured: Measured, layout: Layout, eval
     levels = schedule(16.0, 2.0**-5, evaluations)
     assert len(levels) <= 8
     count = 400
+    nothing = torch.zeros(count, layout.channels, layout.height, layout.width)
     drawn = sample(
-        prior, [measured], layout, 0, levels, None, count, normals(3, 0, True), chunk=count, device="cpu"
+        prior, [measured], layout, 0, levels, nothing, normals(3, 0, True), chunk=count, device="cpu"
     ).reshape(count, -1).double().numpy()  # fmt: skip
     error = np.linalg.norm(drawn.mean(0) - mean)
     assert error < 0.1 * np.linalg.norm(mean)
@@ -169,7 +170,9 @@ def test_sampler_with_rows_that_a_walk_finds(prior: GaussianPrior) -> None:
 def test_sample_does_not_depend_on_its_neighbours(prior: GaussianPrior) -> None:
     layout = Layout(1, 9, 7, 0, 0)
     few, many = (
-        sample(prior, [], layout, 0, schedule(4.0, 0.1, 5), None, n, normals(0, 1, False), chunk=c, device="cpu")
+        sample(
+            prior, [], layout, 0, schedule(4.0, 0.1, 5), torch.zeros(n, 1, 9, 7), normals(0, 1, False), chunk=c, device="cpu"
+        )
         for n, c in ((3, 2), (9, 4))
     )
     assert torch.equal(few, many[:3])
