@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dcodec
+from dcodec.train.command import train
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -328,6 +329,9 @@ def priors() -> None:
             f"{prior['name']:12}  {prior['bytes'] or 0:>11,} bytes  {prior['domain']}"
             f"  sha256 {str(prior['sha256'] or '-')[:16]}  {prior['path'] or 'built in'}"
         )
+
+
+cli.add_command(train)
 
 
 def _at_most_one(options: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ PHOTO_SPECTRUM: Spectrum = (
 )
 
 DEFAULT = "photo"
+WEIGHTS = "prior.safetensors"  # the prior in a folder that `dcodec train` wrote
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,17 @@ def _entry(name: str, path: Path, domain: str = "") -> Entry:
 
 
 def find(name: str) -> Entry:
-    """The prior called `name`, or in the safetensors file `name`; ValueError with what there is, if neither."""
+    """The prior called `name`, or in the safetensors file or trained folder `name`; ValueError with what there is, if none."""
     for entry in installed():
         if entry.name == name:
             return entry
     path = Path(name)
+    if path.is_dir() and (path / WEIGHTS).is_file():
+        return _entry(path.resolve().name, path / WEIGHTS)
     if path.is_file() and path.suffix == ".safetensors":
         return _entry(path.stem, path)
     known = ", ".join(entry.name for entry in installed())
-    raise ValueError(f"prior {name!r} is neither installed ({known}) nor a .safetensors file")
+    raise ValueError(f"prior {name!r} is neither installed ({known}) nor a .safetensors file or a folder with {WEIGHTS}")
 
 
 def identify(digest: bytes) -> Entry | None:

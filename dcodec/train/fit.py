@@ -1,39 +1,63 @@
 """How is the float network trained?
 
-    python -m dcodec.train.fit CHECKPOINT.pt PHOTOS.tar [PHOTOS.tar ..] --minutes 105 [--start WEIGHTS.safetensors]
-
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
 mean square of that target weighs all noise levels by the filter's own error. Bfloat16 convolutions, float32 residual stream,
-exponential moving average, cosine decay over the time budget. A checkpoint that exists is resumed.
+exponential moving average, cosine decay over the time given. A stretch of training starts where the last one ended: weights,
+average and Adam's moments are kept as four files of under 16 MiB, so that any machine lent for minutes can go on.
 """
 
-import io
+import json
 import math
-import os
-import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save as serialize
 from torch import Tensor
 
+from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import PHOTO_SPECTRUM
 from dcodec.prior.gaussian import dct_matrix, opponent, spectrum
 from dcodec.prior.network import CHANNELS_IN, PATCH
 from dcodec.prior.photo import wiener_rmse
-from dcodec.train.quantize import State, float_body
+from dcodec.train.data import Pictures, batches, middles
+from dcodec.train.quantize import CHECKED, State, float_body
 
 CHANNELS, BLOCKS, EMBEDDING = (96, 160, 224), 2, 96
-BATCHES = ((32, 64), (14, 96), (8, 128))  # (pictures, side), in turn
-SHARE_HALVED = 0.4  # weight of pictures at half and quarter size against those at full size
 EMA = 0.9997
+WARM_UP = 300  # steps
+BETAS = (0.9, 0.99)
+SAVE_SECONDS = 120.0
+VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
+_PARTS = ("average", "net", "first", "second")  # files of a checkpoint: float16, float16, bfloat16, bfloat16
+
+
+@dataclass
+class Run:
+    """Where training stands. net, average: weights; first, second: Adam's moments; crops: in units of 64 x 64 pixels."""
+
+    net: State
+    average: State
+    first: State = field(default_factory=dict)
+    second: State = field(default_factory=dict)
+    steps: int = 0
+    crops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """seconds: of this stretch; loss: running mean; psnr: dB on held-out pictures at CHECKED, when just measured."""
+
+    seconds: float
+    steps: int
+    crops: float
+    loss: float
+    psnr: tuple[float, ...] | None
 
 
 def fresh(seed: int = 0) -> State:
@@ -66,106 +90,144 @@ def fresh(seed: int = 0) -> State:
     return state
 
 
-def read_pictures(archives: tuple[Path, ...]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
-    """All pictures (h, w, 3) of the archives at full, half and quarter size, sides of 64 and up, and how often to draw each."""
-    pictures, weights = [], []
-    for archive in archives:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if not (file := tar.extractfile(member)):
-                    continue
-                full = Image.open(io.BytesIO(file.read())).convert("RGB")
-                for k in (1, 2, 4):
-                    w, h = full.width // k, full.height // k
-                    if min(w, h) >= BATCHES[0][1]:
-                        pictures.append(np.asarray(full.resize((w, h), Image.Resampling.BOX)))
-                        weights.append(math.sqrt(h * w * (1.0 if k == 1 else SHARE_HALVED)))
-    return pictures, np.array(weights)
+@lru_cache(maxsize=16)
+def _filter(side: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """DCT (s, s), opponent colours (3, 3) and spectrum (3, s, s) on a device."""
+    variance = spectrum(side, side, PHOTO_SPECTRUM)
+    dct, colours, spread = (torch.from_numpy(a).float().to(device) for a in (dct_matrix(side), opponent(), variance))
+    return dct, colours, spread
 
 
-def crops(archives: tuple[Path, ...], rng: np.random.Generator) -> Iterator[Tensor]:
-    """Endless batches (B, 3, s, s) float32 in [-1, 1], flipped and turned at random."""
-    pictures, weights = read_pictures(archives)
-    short = np.array([min(p.shape[:2]) for p in pictures])
-    while True:
-        for count, side in BATCHES:
-            p = weights * (short >= side)
-            out = []
-            for i in rng.choice(len(pictures), count, p=p / p.sum()):
-                y, x = (rng.integers(n - side + 1) for n in pictures[i].shape[:2])
-                crop = pictures[i][y : y + side, x : x + side]
-                crop = crop[:, ::-1] if rng.random() < 0.5 else crop
-                out.append(crop.transpose(1, 0, 2) if rng.random() < 0.15 else crop)
-            yield torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float() / 127.5 - 1
+@lru_cache(maxsize=2)
+def _levels(device: str) -> tuple[Tensor, Tensor]:
+    """Every noise level, and the Wiener filter's error at it, (LEVELS,)."""
+    errors = [wiener_rmse(sigma, PHOTO_SPECTRUM) for sigma in SIGMAS]
+    return torch.tensor(SIGMAS, device=device), torch.tensor(errors, device=device)
+
+
+def estimate(state: State, noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network adds to the Wiener filter, in units of its error, and the filter's answer: (B, 3, s, s) each."""
+    sigmas, _ = _levels(str(noisy.device))
+    sigma = sigmas[levels].view(-1, 1, 1, 1)
+    dct, colours, variance = _filter(noisy.shape[-1], str(noisy.device))
+    z = dct @ torch.einsum("oc,bchw->bohw", colours, noisy) @ dct.T
+    w = torch.einsum("oc,bohw->bchw", colours, dct.T @ (z * variance / (variance + sigma * sigma)) @ dct)
+    inp = torch.cat([(noisy - w) * 2 / (sigma * sigma + 0.25).sqrt(), w * 2], 1)
+    with torch.autocast(noisy.device.type, torch.bfloat16):
+        rest = float_body(state, inp.contiguous(memory_format=torch.channels_last), levels)
+    return rest.float(), w
 
 
 def loss(state: State, x: Tensor, levels: Tensor) -> Tensor:
     """Mean square of what the network leaves of (x0 - w) / c, on `x` (B, 3, s, s) with noise of `levels` (B,)."""
-    sigma = torch.tensor(SIGMAS)[levels].view(-1, 1, 1, 1)
-    noisy = x + sigma * torch.randn_like(x)
-    side = x.shape[-1]
-    dct, colours = torch.from_numpy(dct_matrix(side)).float(), torch.from_numpy(opponent()).float()
-    variance = torch.from_numpy(spectrum(side, side, PHOTO_SPECTRUM)).float()
-    z = dct @ torch.einsum("oc,bchw->bohw", colours, noisy) @ dct.T
-    w = torch.einsum("oc,bohw->bchw", colours, dct.T @ (z * variance / (variance + sigma * sigma)) @ dct)
-    rmse = torch.tensor([wiener_rmse(SIGMAS[i], PHOTO_SPECTRUM) for i in levels.tolist()]).view(-1, 1, 1, 1)
-    features = torch.cat([(noisy - w) * 2 / (sigma * sigma + 0.25).sqrt(), w * 2], 1)
-    with torch.autocast(x.device.type, torch.bfloat16):
-        rest = float_body(state, features.contiguous(memory_format=torch.channels_last), levels)
-    return (rest.float() - (x - w) / rmse).square().mean()
+    sigmas, errors = _levels(str(x.device))
+    noisy = x + sigmas[levels].view(-1, 1, 1, 1) * torch.randn_like(x)
+    rest, w = estimate(state, noisy, levels)
+    return (rest - (x - w) / errors[levels].view(-1, 1, 1, 1)).square().mean()
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(dir_okay=False, path_type=Path))
-@click.argument("archives", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=6e-4, show_default=True, help="Of Adam.")
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Weights to go on from (safetensors).")
-def main(checkpoint: Path, archives: tuple[Path, ...], minutes: float, rate: float, start: Path | None) -> None:
-    """Train on the tar ARCHIVES of photographs; write and resume CHECKPOINT."""
-    state = {k: v.float() for k, v in load_file(start).items()} if start else fresh()
-    old = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
-    state = {k: v.clone().requires_grad_() for k, v in old.get("net", state).items()}
-    average = {k: v.clone() for k, v in old.get("sd", {k: v.detach() for k, v in state.items()}).items()}
-    optimizer = torch.optim.Adam(state.values(), betas=(0.9, 0.99))
-    if "opt" in old:
-        optimizer.load_state_dict(old["opt"])
-    steps, seen, shown = int(old.get("i", 0)), float(old.get("n", 0.0)), 0.0
-    batches = crops(archives, np.random.default_rng(steps))
-    torch.manual_seed(steps)
-    begin = saved = time.monotonic()
-    while (spent := (time.monotonic() - begin) / (60 * minutes)) < 1:
+@torch.no_grad()
+def validate(state: State, x: Tensor) -> tuple[float, ...]:
+    """Mean PSNR (dB) over pictures (N, 3, s, s) of denoising at CHECKED, always with the same noise."""
+    sigmas, errors = _levels(str(x.device))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+    out = []
+    for wanted in CHECKED:
+        level = torch.full((len(x),), int((sigmas.log() - math.log(wanted)).abs().argmin()), device=x.device)
+        scale = sigmas[level].view(-1, 1, 1, 1)
+        rest, w = estimate(state, x + noise * scale, level)
+        error = (w + rest * errors[level].view(-1, 1, 1, 1) - x).square().mean((1, 2, 3))
+        out.append(float((10 * torch.log10(4 / error)).mean()))
+    return tuple(out)
+
+
+def fit(run: Run, pictures: Pictures, minutes: float, device: str, rate: float, times: int) -> Iterator[Report]:
+    """Train for `minutes`, changing `run`; a report whenever there is something to save or to tell.
+
+    device: cpu or cuda; rate: Adam's; times: crops a batch, in multiples of the usual ones.
+    """
+    pictures = pictures.to(device)
+    held = middles(pictures.held, VALIDATED_SIDE)[:VALIDATED].to(device)
+    net = {k: v.to(device).requires_grad_() for k, v in run.net.items()}
+    average = {k: v.to(device) for k, v in run.average.items()}
+    optimizer = torch.optim.Adam(net.values(), betas=BETAS)
+    if run.first:
+        for k, v in net.items():
+            step = torch.tensor(float(run.steps))
+            optimizer.state[v] = {"step": step, "exp_avg": run.first[k].to(v), "exp_avg_sq": run.second[k].to(v)}
+    torch.manual_seed(run.steps)
+    source = batches(pictures, run.steps, times)
+    sigmas, _ = _levels(device)
+    shown, first = math.nan, run.steps
+    start = told = saved = time.monotonic()
+    while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * spent)) * min(1.0, (steps + 1) / 300)
-        x = next(batches)
-        sigma = torch.exp(torch.randn(len(x)) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
-        error = loss(state, x, torch.bucketize(sigma, torch.tensor(SIGMAS)))
+            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * spent)) * min(1.0, (run.steps - first + 1) / WARM_UP)
+        x = next(source)
+        sigma = torch.exp(torch.randn(len(x), device=device) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
+        error = loss(net, x, torch.bucketize(sigma, sigmas))
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(state.values()), 1.0)
+        torch.nn.utils.clip_grad_norm_(list(net.values()), 1.0)
         optimizer.step()
-        steps, seen = steps + 1, seen + x.numel() / (3 * 64 * 64)
-        shown = error.item() if shown == 0.0 else 0.995 * shown + 0.005 * error.item()
+        run.steps, run.crops = run.steps + 1, run.crops + x.numel() / (3 * 64 * 64)
         with torch.no_grad():
-            for k, v in state.items():
-                average[k].lerp_(v, 1 - min(EMA, steps / (steps + 9)))
-        if time.monotonic() - saved > 240:
-            _save(checkpoint, state, average, optimizer, steps, seen)
-            saved = time.monotonic()
-            click.echo(f"step {steps}  crops {seen:.0f}  loss {shown:.4f}  {100 * spent:.0f} %", err=True)
-    _save(checkpoint, state, average, optimizer, steps, seen)
+            for k, v in net.items():
+                average[k].lerp_(v, 1 - min(EMA, run.steps / (run.steps + 9)))
+        now = time.monotonic()
+        if now - told > 5:
+            value = error.item()
+            shown = value if math.isnan(shown) else 0.9 * shown + 0.1 * value
+            told = now
+            if now - saved > SAVE_SECONDS:
+                _keep(run, net, average, optimizer)
+                yield Report(now - start, run.steps, run.crops, shown, validate(average, held))
+                saved = time.monotonic()
+            else:
+                yield Report(now - start, run.steps, run.crops, shown, None)
+    _keep(run, net, average, optimizer)
+    yield Report(time.monotonic() - start, run.steps, run.crops, shown, validate(average, held))
 
 
-def _save(
-    path: Path, state: State, average: State, optimizer: torch.optim.Optimizer, steps: int, seen: float
-) -> None:
-    part = path.with_suffix(".part")
-    net = {k: v.detach() for k, v in state.items()}
-    torch.save(
-        {"A": PHOTO_SPECTRUM, "sd": average, "net": net, "opt": optimizer.state_dict(), "i": steps, "n": seen}, part
-    )
-    os.replace(part, path)
+def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer) -> None:
+    run.net = {k: v.detach().cpu() for k, v in net.items()}
+    run.average = {k: v.cpu() for k, v in average.items()}
+    run.first = {k: optimizer.state[v]["exp_avg"].cpu() for k, v in net.items() if v in optimizer.state}
+    run.second = {k: optimizer.state[v]["exp_avg_sq"].cpu() for k, v in net.items() if v in optimizer.state}
 
 
-if __name__ == "__main__":
-    main()
+def save(run: Run, folder: Path) -> None:
+    """Write the checkpoint's files, each whole or not at all."""
+    told = {"run": json.dumps({"steps": run.steps, "crops": run.crops})}
+    for name in _PARTS:
+        kind = torch.float16 if name in ("average", "net") else torch.bfloat16
+        tensors = {k: v.to(kind).contiguous() for k, v in getattr(run, name).items()}
+        write_atomically(str(folder / f"{name}.safetensors"), serialize(tensors, told))
+
+
+def resume(folder: Path) -> Run | None:
+    """The run that `folder` holds, None when it holds none. Files of different ages: the average starts a new one."""
+    if not (folder / "average.safetensors").exists():
+        return None
+    run, steps = load(folder / "average.safetensors"), []
+    for name in _PARTS:
+        if not (folder / f"{name}.safetensors").exists():
+            return run
+        part = load(folder / f"{name}.safetensors")
+        steps.append(part.steps)
+        setattr(run, name, part.average)
+    return run if len(set(steps)) == 1 else load(folder / "average.safetensors")
+
+
+def begin(seed: int = 0) -> Run:
+    """A run that begins with nothing learnt."""
+    state = fresh(seed)
+    return Run(state, {k: v.clone() for k, v in state.items()})
+
+
+def load(path: Path) -> Run:
+    """A run that begins with the weights of a safetensors file."""
+    with safe_open(str(path), framework="pt") as file:
+        told = json.loads((file.metadata() or {}).get("run", "{}"))
+        state = {key: file.get_tensor(key).float() for key in file.keys()}
+    return Run(state, {k: v.clone() for k, v in state.items()}, steps=told.get("steps", 0), crops=told.get("crops", 0.0))

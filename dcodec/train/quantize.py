@@ -1,41 +1,36 @@
 """How does a trained float network become the exact integer network, without training again?
 
-    python -m dcodec.train.quantize CHECKPOINT.pt PHOTOS.tar OUT.safetensors
-
 Layer by layer, from the input to the output, noisy photographs run through both networks side by side. What enters the
 integer layer already has the errors of the layers before it; its weights are rounded so that the errors of one tap make
 up for those of the others (GPTQ: Frantar et al. 2022, arXiv 2210.17323), its bias so that the mean is right.
 The checkpoint is {"A": spectrum, "sd": state}, the state that of the float network in `float_body`.
 """
 
-import io
 import json
 import math
-import tarfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from dcodec.exact.conv import MAX_WEIGHT
+from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
-from dcodec.prior.catalog import Spectrum
+from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum
 from dcodec.prior.gaussian import wiener
 from dcodec.prior.network import FINE_BITS, LEVELS, PATCH, Body
 from dcodec.prior.photo import wiener_rmse
+from dcodec.train.data import Pictures, middles
 
 State = dict[str, Tensor]
 
 CROPS_PER_LEVEL = 2
 CROP = 128
+CHECKED_PICTURES = 16
 INPUT_EXPONENT = -11  # inputs to +-16, in steps of 1/2048: 8 sigma of the noisiest residual
 POSITIONS = 16384  # windows that a layer's covariance is measured on
 CHECKED = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # noise levels of the final comparison, to the nearest of SIGMAS
@@ -51,8 +46,9 @@ class Pair:
 
 def embed_levels(state: State) -> Tensor:
     """The float network's embedding of every noise level, (LEVELS, E)."""
-    noise = torch.tensor([math.log(sigma) / 4 for sigma in SIGMAS], dtype=torch.float64)
-    angles = noise[:, None] * torch.exp(torch.linspace(-1, 3, 8, dtype=torch.float64))
+    device = state["emb.0.weight"].device
+    noise = torch.tensor([math.log(sigma) / 4 for sigma in SIGMAS], dtype=torch.float64, device=device)
+    angles = noise[:, None] * torch.exp(torch.linspace(-1, 3, 8, dtype=torch.float64, device=device))
     e = torch.cat([angles.sin(), angles.cos()], 1)
     for layer in ("emb.0", "emb.2"):
         e = F.silu(F.linear(e, state[f"{layer}.weight"].double(), state[f"{layer}.bias"].double()))
@@ -317,25 +313,6 @@ def features(noisy: Tensor, level: int, spectrum: Spectrum) -> tuple[Tensor, Ten
     return linear, torch.cat([(noisy - linear) * (2 / math.sqrt(sigma * sigma + 0.25)), linear * 2], 1)
 
 
-def read_crops(archive: Path, count: int, size: int, part: int, parts: int) -> Tensor:
-    """Random crops (count, 3, size, size) in [-1, 1] of a tar of pictures: those number `part` modulo `parts`."""
-    rng = np.random.default_rng(part)
-    crops: list[Tensor] = []
-    with tarfile.open(archive) as tar:
-        members = [member for member in tar.getmembers() if member.isfile()][part::parts]
-        for i in rng.permutation(len(members)):
-            data = tar.extractfile(members[i])
-            assert data is not None  # a regular file
-            pixels = np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB"))
-            if min(pixels.shape[:2]) >= size:
-                y, x = (int(rng.integers(n - size + 1)) for n in pixels.shape[:2])
-                crop = torch.from_numpy(pixels[y : y + size, x : x + size].copy())
-                crops.append(crop.permute(2, 0, 1).float() / 127.5 - 1)
-            if len(crops) == count:
-                return torch.stack(crops)
-    raise ValueError(f"{archive} has only {len(crops)} pictures of at least {size}x{size}; {count} are needed")
-
-
 def calibration(crops: Tensor, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
     """Network inputs (N, 6, h, w) for crops (N, 3, h, w) at all noise levels in turn, and the levels (N,)."""
     levels = torch.arange(len(crops)) % LEVELS
@@ -362,31 +339,20 @@ def compare(state: State, body: Body, spectrum: Spectrum, crops: Tensor) -> Iter
         yield SIGMAS[level], *(float((10 * torch.log10(4 / error)).mean()) for error in errors)
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("photos", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-def main(checkpoint: Path, photos: Path, target: Path) -> None:
-    """Quantize a float CHECKPOINT, calibrated on the tar PHOTOS, into the safetensors file TARGET."""
-    start = time.monotonic()
-    trained = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state: State = {key: value.float() for key, value in trained["sd"].items()}
-    spectrum = tuple((float(a), float(f0), float(p)) for a, f0, p in trained["A"])
-    inp, levels = calibration(read_crops(photos, CROPS_PER_LEVEL * LEVELS, CROP, 0, 2), spectrum)
+def export(state: State, pictures: Pictures, target: Path, training: Mapping[str, object]) -> Iterator[tuple[float, ...]]:
+    """Write a float network as the exact prior `target`, calibrated on its training pictures; yields `compare`'s rows.
+
+    training: what the file's metadata tells of how it was made.
+    """
+    pool = middles(pictures.train, CROP)
+    inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], PHOTO_SPECTRUM)
     tensors = quantize(state, inp, levels)
     metadata = {
         "arch": json.dumps({"name": "unet-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
-        "spectrum": json.dumps(spectrum),
+        "spectrum": json.dumps(PHOTO_SPECTRUM),
         "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
-        "training": json.dumps({"steps": trained.get("i"), "crops": trained.get("n")}),
+        "training": json.dumps(training),
     }
     body = Body.load(tensors)  # a network that cannot be exact is refused before it is written
-    save_file(tensors, target, metadata)
-    click.echo(f"{target}: {target.stat().st_size} bytes, {time.monotonic() - start:.0f} s")
-    click.echo("sigma    Wiener  float   integer  (dB)")
-    for row in compare(state, body, spectrum, read_crops(photos, 16, CROP, 1, 2)):
-        click.echo("{:7.4f}  {:6.3f}  {:6.3f}  {:6.3f}".format(*row))
-
-
-if __name__ == "__main__":
-    main()
+    write_atomically(str(target), serialize(tensors, metadata))
+    yield from compare(state, body, PHOTO_SPECTRUM, middles(pictures.held, CROP)[:CHECKED_PICTURES])

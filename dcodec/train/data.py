@@ -1,0 +1,156 @@
+"""Which pictures does a network learn from? Folders and tar archives of them, cut into batches of crops.
+
+Pictures are used at full, half and quarter size, so that the network knows coarse scales; one in HELD is kept out, to
+measure progress on.
+"""
+
+import io
+import math
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
+BATCHES = ((32, 64), (14, 96), (8, 128))  # (crops, side), in turn: as many pixels in each
+SMALLEST = 16  # pixels a side that a picture must have
+SHARE_HALVED = 0.4  # weight of pictures at half and quarter size against those at full size
+SHARE_TURNED = 0.15
+HELD, MOST_HELD = 16, 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """train: (3, h, w) uint8 at all sizes; weights (N,): how often to cut from each; held: pictures never trained on.
+
+    names: of the sources; count: pictures in them; digest: sha256 over all of them, in order.
+    """
+
+    train: tuple[Tensor, ...]
+    weights: NDArray[np.float64]
+    held: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    count: int
+    digest: str
+
+    def to(self, device: str) -> "Pictures":
+        """The same pictures, those to train on kept on a device."""
+        train = tuple(picture.to(device) for picture in self.train)
+        return Pictures(train, self.weights, self.held, self.names, self.count, self.digest)
+
+
+def files(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file that is called like a picture, in the order of names."""
+    for source in sources:
+        if source.is_dir():
+            for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES):
+                yield str(path.relative_to(source)), path.read_bytes()
+            continue
+        try:
+            with tarfile.open(source) as archive:
+                members = [m for m in archive if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+                for member in sorted(members, key=lambda member: member.name):
+                    content = archive.extractfile(member)
+                    assert content is not None  # a regular file
+                    yield member.name, content.read()
+        except tarfile.TarError as error:
+            raise ValueError(f"{source} is neither a folder nor a tar archive of pictures") from error
+
+
+def read(sources: Sequence[Path]) -> Pictures:
+    """All pictures of the sources; ValueError when there are fewer than two to use."""
+    train: list[Tensor] = []
+    held: list[Tensor] = []
+    weights: list[float] = []
+    digest, count = sha256(), 0
+    for name, content in files(sources):
+        try:
+            full = Image.open(io.BytesIO(content)).convert("RGB")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name} is no picture that Pillow opens: {error}") from error
+        if min(full.size) < SMALLEST:
+            continue
+        digest.update(sha256(content).digest())
+        count += 1
+        if count % HELD == 2 and len(held) < MOST_HELD:
+            held.append(_tensor(full))
+            continue
+        for k in (1, 2, 4):
+            w, h = full.width // k, full.height // k
+            if k == 1 or min(w, h) >= BATCHES[0][1]:
+                train.append(_tensor(full.resize((w, h), Image.Resampling.BOX)))
+                weights.append(math.sqrt(h * w * (1.0 if k == 1 else SHARE_HALVED)))
+    if count < 2:
+        raise ValueError(f"found {count} pictures of {SMALLEST}x{SMALLEST} and more: at least 2 are needed")
+    names = tuple(source.name for source in sources)
+    return Pictures(tuple(train), np.array(weights), tuple(held), names, count, digest.hexdigest())
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+
+
+def sides(pictures: Pictures) -> list[tuple[int, int]]:
+    """BATCHES as far as the pictures are large enough; smaller ones, of a multiple of 16, when none is."""
+    short = np.array([min(p.shape[1:]) for p in pictures.train])
+    fitting = [(count, side) for count, side in BATCHES if (short >= side).mean() > 0.05]
+    if fitting:
+        return fitting
+    side = int(np.median(short)) // SMALLEST * SMALLEST
+    return [(BATCHES[0][0] * BATCHES[0][1] ** 2 // side**2, side)]
+
+
+def batches(pictures: Pictures, seed: int, times: int = 1) -> Iterator[Tensor]:
+    """Endless batches (B, 3, s, s) float32 in [-1, 1], flipped and turned at random; `times` as many crops in each."""
+    rng = np.random.default_rng(seed)
+    short = np.array([min(p.shape[1:]) for p in pictures.train])
+    while True:
+        for count, side in sides(pictures):
+            p = pictures.weights * (short >= side)
+            crops = [
+                _crop(pictures.train[i], side, rng) for i in rng.choice(len(short), count * times, p=p / p.sum())
+            ]
+            yield torch.stack(crops).float() / 127.5 - 1
+
+
+def _crop(picture: Tensor, side: int, rng: np.random.Generator) -> Tensor:
+    y, x = (int(rng.integers(n - side + 1)) for n in picture.shape[1:])
+    crop = picture[:, y : y + side, x : x + side]
+    crop = crop.flip(2) if rng.random() < 0.5 else crop
+    return crop.transpose(1, 2) if rng.random() < SHARE_TURNED else crop
+
+
+def middles(pictures: Sequence[Tensor], side: int) -> Tensor:
+    """Middles (N, 3, s, s), float32 in [-1, 1], s = `side` or as much as half of the pictures have, a multiple of 16."""
+    shorts = [min(p.shape[1:]) for p in pictures]
+    side = min(side, sorted(shorts)[len(shorts) // 2] // SMALLEST * SMALLEST)
+    out = []
+    for p, short in zip(pictures, shorts, strict=True):
+        if short >= side:
+            y, x = ((n - side) // 2 for n in p.shape[1:])
+            out.append(p[:, y : y + side, x : x + side])
+    return torch.stack(out).float() / 127.5 - 1
+
+
+def pack(sources: Sequence[Path], out: Path, megabytes: float, seed: int = 0) -> tuple[int, int]:
+    """Write a tar of at most `megabytes` MiB with a random choice of the pictures; (how many are in it, of how many)."""
+    found = [(name, len(content)) for name, content in files(sources)]
+    order = np.random.default_rng(seed).permutation(len(found))
+    ends = np.cumsum([1024 + found[i][1] for i in order])  # a header and padding a member
+    chosen = set(order[: int(np.searchsorted(ends, megabytes * 2**20 - 10240, "right"))].tolist())
+    part = out.with_name(out.name + ".part")
+    with tarfile.open(part, "w") as archive:
+        for i, (name, content) in enumerate(files(sources)):
+            if i in chosen:
+                member = tarfile.TarInfo(f"{i:06}-{Path(name).name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    part.replace(out)
+    return len(chosen), len(found)

@@ -1,0 +1,211 @@
+"""Does `dcodec train` make a prior of pictures that the codec uses, and can it be stopped and go on?"""
+
+import csv
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from dcodec.cli import cli
+from dcodec.pictures import to_image
+from dcodec.prior import SIGMAS, catalog
+from dcodec.prior.gaussian import GaussianPrior, wiener
+from dcodec.train import data, fit
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures of 40 to 72 pixels a side, in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for i in range(40):
+        h, w = 40 + 8 * (i % 5), 72 - 8 * (i % 3)
+        image = to_image(GaussianPrior().draw(3, h, w, i))
+        image.save(folder / ("more" if i % 2 else ".") / f"{i:02}.png")
+    (folder / "readme.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that seconds suffice for."""
+    monkeypatch.setattr(fit, "CHANNELS", (16, 24, 32))
+    monkeypatch.setattr(fit, "EMBEDDING", 16)
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, ["train", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.usefixtures("small")
+def test_a_trained_prior_encodes_here_and_decodes_in_another_process(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    told = run(photos, "--out", out, "--minutes", 0.05)
+    assert "40 pictures, 3 held out; from step 0" in told
+    first = fit.resume(out)
+    assert first is not None
+    assert first.steps > 0
+    assert first.crops > 0
+    again = run(photos, "--out", out, "--minutes", 0.03)
+    assert f"from step {first.steps}" in again
+    second = fit.resume(out)
+    assert second is not None
+    assert second.steps > first.steps
+    with open(out / "curve.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["steps"]) for row in rows] == [first.steps, second.steps]
+
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    assert max(sizes.values()) < 16 << 20
+    assert set(sizes) == {"prior.safetensors", "curve.csv", *(f"{name}.safetensors" for name in fit._PARTS)}
+    picture, stream = photos / "00.png", tmp_path / "a.dcx"
+    assert catalog.find(str(out)).name == "mine"
+    result = CliRunner().invoke(cli, ["encode", str(picture), str(stream), "--bpp", "0.5", "--prior", str(out)])
+    assert result.exit_code == 0, result.output
+    shown = []
+    for name in ("here", "there"):
+        target = tmp_path / f"{name}.png"
+        command = ["decode", str(stream), str(target), "--prior", str(out)]
+        if name == "here":
+            assert CliRunner().invoke(cli, command).exit_code == 0
+        else:
+            subprocess.run([sys.executable, "-m", "dcodec.cli", *command], check=True, env={"OMP_NUM_THREADS": "1"})
+        shown.append(np.asarray(Image.open(target)))
+    np.testing.assert_array_equal(*shown)
+    without = CliRunner().invoke(cli, ["decode", str(stream), str(tmp_path / "b.png")])
+    assert without.exit_code == 1
+    assert "needs prior" in without.output
+
+
+@pytest.mark.usefixtures("small")
+def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path) -> None:
+    """Weights and moments come back within the precision that they are kept in; a torn checkpoint gives the average."""
+    pictures, state = data.read([photos]), fit.begin()
+    list(fit.fit(state, pictures, 0.02, "cpu", 1e-3, 1))
+    fit.save(state, tmp_path)
+    back = fit.resume(tmp_path)
+    assert back is not None
+    assert (back.steps, back.crops) == (state.steps, state.crops)
+    for name, precision in (("net", 2**-11), ("average", 2**-11), ("first", 2**-8), ("second", 2**-8)):
+        for key, value in getattr(state, name).items():
+            torch.testing.assert_close(getattr(back, name)[key], value, rtol=precision, atol=1e-6, msg=f"{name} {key}")
+    torn = fit.begin()
+    list(fit.fit(torn, pictures, 0.01, "cpu", 1e-3, 1))
+    torn.steps += 1000
+    (tmp_path / "other").mkdir()
+    fit.save(torn, tmp_path / "other")
+    (tmp_path / "other" / "second.safetensors").replace(tmp_path / "second.safetensors")
+    mended = fit.resume(tmp_path)
+    assert mended is not None
+    assert not mended.first
+    assert mended.steps == state.steps
+    torch.testing.assert_close(mended.net, mended.average)
+
+
+@pytest.mark.usefixtures("small")
+def test_training_lowers_the_loss(photos: Path) -> None:
+    """On a few crops seen again and again, so that seconds suffice: the network learns what the filter leaves."""
+    torch.manual_seed(0)
+    x = next(data.batches(data.read([photos]), 0))
+    levels = torch.full((len(x),), SIGMAS.index(0.5))
+    net = {k: v.requires_grad_() for k, v in fit.fresh().items()}
+    optimizer = torch.optim.Adam(net.values(), 3e-3)
+    losses = []
+    for _ in range(60):
+        torch.manual_seed(1)
+        error = fit.loss(net, x, levels)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        losses.append(error.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_nothing_learnt_is_the_wiener_filter(photos: Path) -> None:
+    x = data.middles(data.read([photos]).held, 32)
+    assert x.shape == (3, 3, 32, 32)
+    level = SIGMAS.index(0.5)
+    noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    rest, w = fit.estimate(fit.fresh(), noisy, torch.full((3,), level))
+    assert not rest.any()
+    torch.testing.assert_close(w, wiener(noisy, 0.5, catalog.PHOTO_SPECTRUM), atol=1e-4, rtol=0)
+
+
+def test_folders_and_archives_are_the_same_pictures(photos: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(photos.rglob("*")):
+            tar.add(path, str(path.relative_to(photos)), recursive=False)
+    one, other = data.read([photos]), data.read([archive])
+    assert (one.count, one.digest) == (other.count, other.digest)
+    assert all(torch.equal(a, b) for a, b in zip(one.train, other.train, strict=True))
+    held = {picture.numpy().tobytes() for picture in one.held}
+    assert len(held) == 3
+    assert not held & {picture.numpy().tobytes() for picture in one.train}
+
+
+def test_crops_are_as_large_as_the_pictures_allow(photos: Path) -> None:
+    pictures = data.read([photos])
+    assert data.sides(pictures) == [(32, 64)]
+    batch = next(data.batches(pictures, 0, times=2))
+    assert batch.shape == (64, 3, 64, 64)
+    assert batch.dtype == torch.float32
+    assert -1 <= batch.min() < batch.max() <= 1
+    tiny = data.Pictures(tuple(p[:, :30, :40] for p in pictures.train), pictures.weights, pictures.held, (), 40, "")
+    assert data.sides(tiny) == [(512, 16)]
+
+
+def test_a_pack_holds_what_fits_and_is_read_like_any_archive(photos: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.tar"
+    told = run(photos, "--pack", packed, "--megabytes", 1)
+    chosen = data.read([packed]).count
+    assert f"{chosen} of 40 pictures" in told
+    assert 0 < chosen <= 40
+    assert packed.stat().st_size <= 1 << 20
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="at least 2"):
+        data.read([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["{photos}", "--out", "{out}", "--pack", "x.tar"], "one of --out and --pack"),
+        (["{photos}/nowhere", "--out", "{out}"], "No such file"),
+        (["{photos}/readme.txt", "--out", "{out}"], "neither a folder nor a tar archive"),
+        (["{photos}/more/01.png", "--out", "{out}"], "neither a folder nor a tar archive"),
+    ],
+)
+def test_bad_calls_get_one_line_and_leave_nothing(
+    arguments: list[str], line: str, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli, ["train", *(a.format(photos=photos, out=out) for a in arguments)])
+    assert result.exit_code in (1, 2)
+    assert line in result.output
+    assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_two_minutes_on_two_hundred_small_pictures(tmp_path: Path) -> None:
+    """The real network, through the real entry point, in processes of their own."""
+    (tmp_path / "photos").mkdir()
+    for i in range(200):
+        to_image(GaussianPrior().draw(3, 80, 96, i)).save(tmp_path / "photos" / f"{i:03}.png")
+    dcodec = [sys.executable, "-m", "dcodec.cli"]
+    subprocess.run([*dcodec, "train", "photos", "--out", "mine", "--minutes", "2"], check=True, cwd=tmp_path)
+    for command in (
+        ["encode", "photos/000.png", "a.dcx", "--bpp", "0.5", "--prior", "mine"],
+        ["decode", "a.dcx", "a.png", "--prior", "mine"],
+    ):
+        subprocess.run([*dcodec, *command], check=True, cwd=tmp_path)
+    assert Image.open(tmp_path / "a.png").size == (96, 80)
