@@ -1,5 +1,6 @@
 """What does a user type? `python -m bench rd` adds measurements to a CSV, `table` sums it up, `limit` tells what could be."""
 
+import json
 import multiprocessing
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ import click
 import numpy as np
 
 from bench import codecs, limit, measure, source, table
+from bench import prior as quality
 from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
 
@@ -117,6 +119,40 @@ def show_limit(images: Path, out: Path, rates: list[float], prior: str, count: i
             limit.append(out, name, path.stem, curve)
             shown = zip(rates, limit.at_rates(curve, rates), strict=True)
             click.echo(f"{path.stem}: " + "  ".join(f"{rate:g} bpp {psnr:.2f} dB" for rate, psnr in shown))
+
+
+@main.command("prior")
+@click.option("--images", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder.")
+@click.option("--prior", default=catalog.DEFAULT, show_default=True, help="A name, a safetensors file or a trained folder.")
+@click.option("--float", "weights", type=click.Path(exists=True, path_type=Path), help="Its float weights (safetensors).")
+@click.option("--rates", default="0.05,0.1,0.25,0.5", callback=_rates, help="Of the I-MMSE curve.", show_default=True)
+@click.option("--parts", default=",".join(quality.PARTS), show_default=True, help="What to measure.")
+@click.option("--limit", "count", type=click.IntRange(1), help="The first N pictures only.")
+@click.option("--crop", type=click.IntRange(1), help="The middle N x N pixels only.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show_prior(
+    images: Path, prior: str, weights: Path | None, rates: list[float], parts: str, count: int | None, crop: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """How good a prior is: denoising, super-resolution against bicubic, calibration, I-MMSE limit, speed."""
+    chosen = parts.split(",")
+    if unknown := set(chosen) - set(quality.PARTS):
+        raise click.ClickException(f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join(quality.PARTS)}")
+    try:
+        denoiser = catalog.load(catalog.find(prior))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    found = quality.report(
+        denoiser, quality.float_form(weights) if weights else None, _pictures(images, count),
+        lambda path: np.asarray(measure.picture_of(path, crop or 0).convert("RGB")), rates, chosen,
+        lambda name: click.echo(name, err=True),
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, values in found.items():
+        told = "  ".join(f"{key} {value:g}" for key, value in values.items()) if isinstance(values, dict) else values
+        click.echo(f"{name}: {told}")
 
 
 @main.command("source")

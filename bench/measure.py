@@ -58,7 +58,7 @@ def resume(out: Path) -> list[dict[str, str]]:
 
 def measure(task: Task) -> str:
     """Do a task, adding a row for each of its jobs; what was done, in one line."""
-    picture = _picture(task.path, task.crop)
+    picture = picture_of(task.path, task.crop)
     original = np.asarray(picture)
     psnr = 0.0
     for point in task.codec.points(picture, task.jobs):
@@ -75,7 +75,7 @@ def measure(task: Task) -> str:
     return f"{task.codec.name} {task.image}: {len(task.jobs)} rows, last {task.jobs[-1][0]} {psnr:.2f} dB"
 
 
-def _picture(path: Path, crop: int) -> Image.Image:
+def picture_of(path: Path, crop: int) -> Image.Image:
     """8-bit, mode L or RGB; the middle `crop` pixels square, where there are more."""
     picture = to_image(load(path))
     if crop:

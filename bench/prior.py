@@ -1,0 +1,171 @@
+"""How good is a prior at what the codec asks of it? Denoising, super-resolution, calibration, ideal rate, speed.
+
+Everything is of colour pictures in [-1, 1], at full size unless `crop` says otherwise, and PSNR is that of 8-bit pictures
+averaged in dB, as the field reports it; sigma 0.196 and 0.392 are noise of 25 and 50 levels of 255.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from bench import limit
+from bench.metrics import psnr
+from dcodec import api, codec
+from dcodec.container import Header
+from dcodec.exact.noise import normal
+from dcodec.exact.pca import BITS
+from dcodec.pictures import to_image
+from dcodec.posterior import Measured, normals, sample, schedule
+from dcodec.prior import SIGMAS, Prior
+from dcodec.prior.gaussian import opponent
+from dcodec.transform import Layout, to_tiles
+
+Picture = NDArray[np.uint8]  # (h, w, 3)
+Denoiser = Callable[[Tensor, float], Tensor]
+
+NOISES = (0.05, 0.1, 0.196, 0.392, 0.8, 1.6, 3.2)
+FACTORS = (4, 8)
+RATES = (0.05, 0.1, 0.3)
+SAMPLES, EVALUATIONS = 8, 20  # of super-resolution
+
+
+def to_tensor(picture: Picture) -> Tensor:
+    """(1, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def shown(x: Tensor) -> Picture:
+    """The 8-bit picture of (1, 3, h, w)."""
+    return np.asarray(to_image(x[0].numpy()))
+
+
+def denoising(denoiser: Denoiser, picture: Picture) -> list[float]:
+    """PSNR at NOISES; the denoiser is told the nearest level it knows."""
+    x = to_tensor(picture)
+    z = torch.from_numpy(normal((0, 1 << 22, 0), x.numel())).view(x.shape)
+    out = []
+    for sigma in NOISES:
+        level = min(SIGMAS, key=lambda s: abs(math.log(s / sigma)))
+        out.append(psnr(picture, shown(denoiser(x + sigma * z, level))))
+    return out
+
+
+def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float, float]:
+    """PSNR of the posterior mean given block averages, and of bicubic interpolation of them."""
+    h, w = (n // factor * factor for n in picture.shape[:2])
+    picture = picture[:h, :w]
+    x = to_tensor(picture)
+    low = torch.nn.functional.avg_pool2d(x, factor)
+    layout = Layout(3, h, w, 0, factor)
+    rows = np.zeros((3, 3 * factor * factor), np.float32)  # block averages of opponent colours, orthonormal
+    for i, colour in enumerate(opponent()):
+        rows[i] = np.rint(np.repeat(colour, factor * factor) / factor * 2.0**BITS)
+    tiles = to_tiles(x, layout, 0)[0].double().numpy()  # (T, p)
+    y = tiles @ rows.T.astype(np.float64) * 2.0**-BITS
+    everywhere = np.broadcast_to(rows, (len(tiles), *rows.shape))
+    measured = Measured(
+        np.arange(len(tiles)), np.ascontiguousarray(everywhere), y, np.full(y.shape, 1e-6),
+        np.broadcast_to(y.var(axis=0) + 1e-6, y.shape).copy(),
+    )  # fmt: skip
+    drawn = sample(
+        prior, [measured], layout, 0, schedule(16.0, 2.0**-6, EVALUATIONS), torch.zeros(SAMPLES, *x.shape[1:]),
+        normals(0, 0, True), chunk=1, device="cpu",
+    )  # fmt: skip
+    bands = [Image.fromarray(band) for band in low[0].numpy()]
+    bicubic = np.stack([np.asarray(band.resize((w, h), Image.Resampling.BICUBIC)) for band in bands])
+    return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(torch.from_numpy(bicubic)[None]))
+
+
+def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[float]:
+    """Variance of samples over the squared error of their mean, at each rate (rising) of one stream."""
+    x = to_tensor(picture)
+    h, w = picture.shape[:2]
+    header = Header(w, h, False, "fast", 0, prior.digest[:2], 0)
+    setting = codec.Setting.of(header, prior)
+    sizes = [int(rate * h * w / 8) for rate in rates]
+    written = codec.encode(x, header, setting, lambda state, encoder: encoder.filled(sizes[-1]), keep=1 << 10)
+    for size in sizes:
+        state = written.settled(setting, size)
+        drawn = codec.estimate(
+            setting, state, api.MEAN_SAMPLES, 0, n=api.MEAN_EVALUATIONS, rounds=api.MEAN_ROUNDS
+        ).double()  # fmt: skip
+        yield float(drawn.var(0).mean() / (drawn.mean(0) - x[0]).square().mean())
+
+
+def float_form(path: Path) -> Denoiser:
+    """The float network of a checkpoint's weights behind its filter, as it was trained."""
+    from dcodec.prior.catalog import PHOTO_SPECTRUM
+    from dcodec.prior.network import MULTIPLE
+    from dcodec.prior.photo import wiener_rmse
+    from dcodec.train import fit, quantize
+    from dcodec.transform import extend
+
+    state = fit.load(path).average
+
+    @torch.no_grad()
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        h, w = x.shape[2:]
+        x = extend(x, -h % MULTIPLE, -w % MULTIPLE)
+        linear, inp = quantize.features(x, SIGMAS.index(sigma), PHOTO_SPECTRUM)
+        rest = quantize.float_body(state, inp, torch.full((len(x),), SIGMAS.index(sigma)))
+        return (linear + rest * wiener_rmse(sigma, PHOTO_SPECTRUM))[..., :h, :w]
+
+    return denoise
+
+
+def milliseconds(prior: Prior, side: int = 256, times: int = 5) -> float:
+    """Time of one evaluation of a picture, the fastest of some."""
+    x = torch.zeros(1, 3, side, side)
+    prior(x, 1.0)
+    best = math.inf
+    for _ in range(times):
+        begin = time.perf_counter()
+        prior(x, 1.0)
+        best = min(best, time.perf_counter() - begin)
+    return 1e3 * best
+
+
+def report(
+    prior: Prior, float_form: Denoiser | None, paths: Sequence[Path], load: Callable[[Path], Picture], rates: Sequence[float],
+    parts: Sequence[str], progress: Callable[[str], None],
+) -> dict[str, object]:  # fmt: skip
+    """All figures, means over pictures: for `bench prior`. parts: of PARTS, those to measure."""
+    columns: dict[str, list[list[float]]] = {}
+
+    def add(name: str, values: Sequence[float]) -> None:
+        columns.setdefault(name, []).append(list(values))
+
+    for path in paths:
+        picture = load(path)
+        if "denoising" in parts:
+            add("denoising, exact (dB)", denoising(prior, picture))
+            if float_form:
+                add("denoising, float (dB)", denoising(float_form, picture))
+        if "limit" in parts:
+            add("I-MMSE limit (dB)", limit.at_rates(limit.limit(prior, picture, 2), rates))
+        if "resolution" in parts:
+            for factor in FACTORS:
+                add(f"x{factor} mean, bicubic (dB)", super_resolution(prior, picture, factor))
+        if "calibration" in parts:
+            add("calibration", list(calibration(prior, picture)))
+        progress(path.stem)
+    heads: dict[str, Sequence[float | str]] = {
+        "denoising": NOISES, "I-MMSE": rates, "x": ("mean", "bicubic"), "calibration": RATES
+    }  # fmt: skip
+    out: dict[str, object] = {"prior": prior.name, "sha256": prior.digest.hex(), "pictures": len(paths)}
+    for name, rows in columns.items():
+        head = next(value for key, value in heads.items() if name.startswith(key))
+        out[name] = dict(zip(map(str, head), np.mean(rows, axis=0).round(4).tolist(), strict=True))
+    if "speed" in parts:
+        out["ms an evaluation, 256x256"] = round(milliseconds(prior), 1)
+    return out
+
+
+PARTS = ("denoising", "limit", "resolution", "calibration", "speed")
