@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.bd import bd_rate
+
 Row = Mapping[str, str]
 Curve = dict[float, float]  # bpp (dcodec: the rate asked for) -> PSNR in dB
 RATES = (0.1, 0.2, 0.3, 0.5)
@@ -61,15 +63,28 @@ def markdown(rows: Sequence[Row], rates: Sequence[float], reference: Sequence[Ro
             gain = f"{np.mean([us[p] - them[p] for p in both]):+.2f} " if both else ""
             cells.append(f"{gain}({len(both)})")
         lines.append(cells)
+    lines.append(["BD-rate", *(_bd(curves, label, means, ours) for label in curves), *("" for _ in means)])
     notes = [
         f"PSNR in dB, mean over {len(pictures)} picture{'s' * (len(pictures) != 1)}; "
         "in brackets: how many pictures reach the rate (no mean unless all do), or are compared."
     ]
+    if means:
+        notes.append(f"BD-rate: bits of {means[0]} against the column's codec at equal PSNR, mean over pictures.")
     if any(label.endswith("*") for label in curves):
         notes.append("*: of the reference CSV.")
     elif reference:
         notes.append("The reference CSV has none of these pictures.")
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + " ".join(notes)
+
+
+def _bd(curves: Mapping[str, Mapping[str, Curve]], label: str, means: Sequence[str], ours: set[str]) -> str:
+    """Mean BD-rate of the first of `means` against a codec, over the pictures where both share qualities."""
+    if not means or label in ours:
+        return ""
+    test, anchor = curves[means[0]], curves[label]
+    found = [bd_rate(anchor[picture], test[picture]) for picture in sorted(test.keys() & anchor.keys())]
+    valid = [value for value in found if math.isfinite(value)]
+    return f"{np.mean(valid):+.1f} % ({len(valid)})" if valid else "(0)"
 
 
 def _own(row: Row) -> bool:

@@ -18,6 +18,7 @@ import dcodec
 from bench import codecs, limit, metrics, source, table
 from bench import prior as quality
 from bench.__main__ import main
+from bench.bd import bd_rate
 from bench.measure import COLUMNS
 from dcodec.pictures import to_image
 from dcodec.prior.gaussian import GaussianPrior, spectrum
@@ -285,6 +286,42 @@ def test_walk_on_a_gaussian_source_stays_near_the_ideal_code():
     assert found.mean() < 1.35
 
 
+# ------------------------------------------------------------------------------------------- BD-rate
+
+
+@pytest.mark.parametrize(
+    ("anchor", "test", "percent"),  # by the package bjontegaard 1.3.0, method pchip; the first pair is its own example
+    [
+        (
+            {9487.76: 40.037, 4593.60: 38.615, 2486.44: 36.845, 1358.24: 34.851},
+            {9787.80: 40.121, 4469.00: 38.651, 2451.52: 36.970, 1356.24: 34.987},
+            -4.417485350589045,
+        ),
+        (
+            {686.76: 40.28, 309.58: 37.18, 157.11: 34.24, 85.95: 31.42},
+            {893.34: 40.39, 407.8: 37.21, 204.93: 34.17, 112.75: 31.24},
+            31.379878202397627,
+        ),
+    ],
+)
+def test_bd_rate_is_that_of_a_published_implementation(anchor, test, percent):
+    assert bd_rate(anchor, test) == pytest.approx(percent, abs=1e-6)
+
+
+def test_bd_rate_by_hand():
+    curve = {0.1: 26.0, 0.2: 28.5, 0.4: 31.0, 0.8: 34.0}
+    assert bd_rate(curve, curve) == 0
+    assert bd_rate(curve, {0.9 * bpp: dB for bpp, dB in curve.items()}) == pytest.approx(-10)
+    assert bd_rate(curve, {bpp: dB - 20 for bpp, dB in curve.items()}) != bd_rate(curve, curve)
+    # lines in log rate, 3 and 4 dB an octave, equal at 0.2: the mean of log2 is that in the middle of what they share
+    three, four = ({0.2 * 2.0**k: 28 + slope * k for k in range(-1, 3)} for slope in (3, 4))
+    middle = (25 + 34) / 2 - 28
+    assert bd_rate(three, four) == pytest.approx(100 * (2 ** (middle / 4 - middle / 3) - 1))
+    assert np.isnan(bd_rate(curve, {0.1: 10.0, 0.2: 12.0}))  # no quality shared
+    assert np.isnan(bd_rate(curve, {0.1: 30.0}))
+    assert bd_rate(curve, {**curve, 0.5: 30.0}) == pytest.approx(0)  # a point that no encoder would choose
+
+
 # ------------------------------------------------------------------------------------------- table
 
 
@@ -306,13 +343,17 @@ ROWS = [
 def test_table_by_hand(tmp_path):
     lines = table.markdown(ROWS, [0.1, 0.2, 0.5]).splitlines()
     assert lines[0] == "| bpp | dcodec photo-12 | jpeg | dcodec photo-12 - jpeg |"
-    assert lines[2:5] == [
+    assert lines[2:6] == [
         "| 0.1 | 31.00 | (1) | +4.00 (1) |",  # b's smallest JPEG is larger
         "| 0.2 | (1) | 28.50 | +5.00 (1) |",  # a: 28, b: 29
         "| 0.5 | (0) | (0) | (0) |",
+        "| BD-rate |  | (0) |  |",  # a: JPEG ends at 30 dB, where dcodec begins; b has one point of dcodec
     ]
     assert "2 pictures" in lines[-1]
     assert table.rates_of(ROWS) == [0.1, 0.2]
+    more = [*ROWS, row("jpeg", "q=0", "a", 0.9, 36)]
+    expected = bd_rate({0.1: 26.0, 0.3: 30.0, 0.9: 36.0}, {0.1: 30.0, 0.2: 33.0})
+    assert f"| BD-rate |  | {expected:+.1f} % (1) |  |" in table.markdown(more, [0.1]).splitlines()
 
 
 def test_table_with_a_reference(tmp_path):
