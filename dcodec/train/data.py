@@ -110,9 +110,9 @@ def sides(pictures: Pictures) -> list[tuple[int, int]]:
 def batches(pictures: Pictures, seed: int, times: int = 1) -> Iterator[Tensor]:
     """Endless batches (B, 3, s, s) float32 in [-1, 1], flipped and turned at random; `times` as many crops in each."""
     rng = np.random.default_rng(seed)
-    short = np.array([min(p.shape[1:]) for p in pictures.train])
+    short, sizes = np.array([min(p.shape[1:]) for p in pictures.train]), sides(pictures)
     while True:
-        for count, side in sides(pictures):
+        for count, side in sizes:
             p = pictures.weights * (short >= side)
             crops = [
                 _crop(pictures.train[i], side, rng) for i in rng.choice(len(short), count * times, p=p / p.sum())
