@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from bench import codecs, limit, measure, source, table
+from bench import digits as small
 from bench import prior as quality
 from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
@@ -165,6 +166,36 @@ def show_source(targets: list[float], pictures: int, side: int) -> None:
     for target, column in zip(targets, found.T, strict=True):
         click.echo(f"{target:g} dB: {column.mean():.3f} +- {column.std():.3f}")
     click.echo(f"mean: {found.mean():.3f}")
+
+
+@main.command("digits")
+@click.argument("path", metavar="IDX", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), help="Only write the digits to train on, as a tar.")
+@click.option("--prior", default="mnist", show_default=True, help="A name, a safetensors file or a trained folder.")
+@click.option("--preset", type=click.Choice(["fast", "psc"]), default="fast", show_default=True)
+@click.option("--rows", type=click.IntRange(1, 31), help="Rows a step, psc only.")
+@click.option("--bytes", "size", default=40, show_default=True, type=click.IntRange(16), help="Of dcodec's files, all of them.")
+@click.option("--most", default=120, show_default=True, type=click.IntRange(16), help="Of the other codecs' files, at most.")
+@click.option("--limit", "count", type=click.IntRange(1), help="The first N of the 1,000 digits only.")
+@click.option("--codecs", "names", default="jpeg,jpeg2000,webp,jxl", show_default=True, help="The others.")
+def show_digits(
+    path: Path, pack: Path | None, prior: str, preset: str, rows: int | None, size: int, most: int, count: int | None,
+    names: str,
+) -> None:  # fmt: skip
+    """MNIST's digits in a few bytes: mean PSNR of dcodec, and of classical codecs at the best file that is small enough."""
+    try:
+        digits = small.read(path)
+        if pack is not None:
+            small.pack(digits, pack)
+            return
+        chosen = digits[small.TRAIN :][:count]
+        found = list(small.compare(chosen, size, most, prior, preset, rows, names.split(",")))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    for name in found[0]:
+        points = [point for row in found if (point := row[name]) is not None]
+        mean = "-" if not points else "{:.2f} dB at {:.1f} bytes".format(*np.mean(points, axis=0))
+        click.echo(f"{name}: {mean}, {len(points)} of {len(found)} digits")
 
 
 @main.command("table")

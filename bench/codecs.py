@@ -3,6 +3,8 @@
 Times are CPU seconds of all threads, as in the reference CSV: on a shared machine the wall clock measures the others.
 """
 
+import importlib
+import importlib.metadata
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -177,6 +179,8 @@ def _options(name: str, value: float, channels: int) -> tuple[str, dict[str, Any
         return "JPEG", {"quality": int(value), "optimize": True, "progressive": True, "subsampling": "4:2:0"}
     if name == "webp":
         return "WEBP", {"quality": int(value), "method": 6}
+    if name == "jxl":
+        return "JXL", {"quality": value, "effort": 7}
     if name == "avif":
         return "AVIF", {"quality": int(value), "speed": 4, "subsampling": "4:2:0", "max_threads": 1}
     layers = [8 * channels / value]  # value: bits a pixel
@@ -194,8 +198,18 @@ _CLASSIC: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
         (0.05, 0.1, 0.2, 0.4, 0.8),
     ),
     "avif": ("avif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
+    "jxl": ("pillow-jxl-plugin", "q", (*range(1, 30, 2), *range(30, 100, 5)), (5, 15, 30, 50, 70)),
 }  # fmt: skip
 NAMES = ("dcodec", *_CLASSIC)
+
+
+def _plugin(package: str) -> str | None:
+    """Version of the package that teaches Pillow JPEG XL, if it is installed; Pillow knows the format from then on."""
+    try:
+        importlib.import_module("pillow_jxl")
+    except ImportError:
+        return None
+    return importlib.metadata.version(package)
 
 
 def find(
@@ -207,5 +221,5 @@ def find(
     if name not in _CLASSIC:
         raise ValueError(f"codec {name!r} is unknown: there are {', '.join(NAMES)}")
     library, scale, sweep, few = _CLASSIC[name]
-    found = features.version(library)
+    found = _plugin(library) if name == "jxl" else features.version(library)
     return Classic(name, f"{found} (Pillow {pillow_version})", scale, few if quick else sweep) if found else None

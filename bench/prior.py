@@ -101,21 +101,17 @@ def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) 
 
 def float_form(path: Path) -> Denoiser:
     """The float network of a checkpoint's weights behind its filter, as it was trained."""
-    from dcodec.prior.catalog import PHOTO_SPECTRUM
-    from dcodec.prior.network import MULTIPLE
     from dcodec.prior.photo import wiener_rmse
     from dcodec.train import fit, quantize
-    from dcodec.transform import extend
 
-    state = fit.load(path).average
+    run = fit.load(path)
 
     @torch.no_grad()
     def denoise(x: Tensor, sigma: float) -> Tensor:
         h, w = x.shape[2:]
-        x = extend(x, -h % MULTIPLE, -w % MULTIPLE)
-        linear, inp = quantize.features(x, SIGMAS.index(sigma), PHOTO_SPECTRUM)
-        rest = quantize.float_body(state, inp, torch.full((len(x),), SIGMAS.index(sigma)))
-        return (linear + rest * wiener_rmse(sigma, PHOTO_SPECTRUM))[..., :h, :w]
+        linear, inp = quantize.features(x, SIGMAS.index(sigma), run.spectrum)
+        rest = quantize.float_body(run.average, inp, torch.full((len(x),), SIGMAS.index(sigma)))
+        return (linear + rest * wiener_rmse(sigma, run.spectrum))[..., :h, :w]
 
     return denoise
 

@@ -278,12 +278,13 @@ def info(data: bytes) -> dict[str, Any]:
 
 
 def priors() -> list[dict[str, Any]]:
-    """Installed priors: name, path, bytes, sha256, domain; needs no torch."""
+    """Installed priors: name, path, bytes, gflop (of an evaluation at 256x256), sha256, domain; needs no torch."""
     return [
         {
             "name": entry.name,
             "path": str(entry.path) if entry.path else None,
             "bytes": entry.size,
+            "gflop": round(catalog.gflop(entry), 3),
             "sha256": entry.digest.hex(),
             "domain": entry.domain,
         }

@@ -323,10 +323,10 @@ def info(source: str, as_json: bool) -> None:
 
 @cli.command()
 def priors() -> None:
-    """List the installed priors: name, size, what they know, hash, file."""
+    """List the installed priors: name, size, cost (GFLOP an evaluation at 256x256), what they know, hash, file."""
     for prior in dcodec.priors():
         click.echo(
-            f"{prior['name']:12}  {prior['bytes'] or 0:>11,} bytes  {prior['domain']}"
+            f"{prior['name']:12}  {prior['bytes'] or 0:>11,} bytes  {prior['gflop']:6.2f} GFLOP  {prior['domain']}"
             f"  sha256 {str(prior['sha256'] or '-')[:16]}  {prior['path'] or 'built in'}"
         )
 

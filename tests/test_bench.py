@@ -1,9 +1,11 @@
 """Do benchmark rows say what was measured, once each, and does the table average them as it claims?"""
 
 import csv
+import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,17 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import dcodec
-from bench import codecs, limit, metrics, source, table
+from bench import codecs, digits, limit, metrics, source, table
 from bench import prior as quality
 from bench.__main__ import main
 from bench.bd import bd_rate
 from bench.measure import COLUMNS
 from dcodec.pictures import to_image
 from dcodec.prior.gaussian import GaussianPrior, spectrum
+from dcodec.train import data
 
 DATA = Path(os.environ.get("DCODEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REFERENCE = DATA / "reference" / "kodak_classic.csv"
@@ -182,6 +186,42 @@ def test_a_foreign_csv_is_left_alone(folder, tmp_path):
     assert result.exit_code == 1
     assert "other columns" in result.output
     assert out.read_text() == "a,b\n1,2\n"
+
+
+# ------------------------------------------------------------------------------------------- digits
+
+
+@pytest.fixture
+def idx(tmp_path):
+    """Ten strokes, in the form of MNIST's files."""
+    digits = np.zeros((10, 28, 28), np.uint8)
+    for i in range(10):
+        digits[i, 4:24, 8 + i : 11 + i] = 255
+    path = tmp_path / "digits.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + np.array([10, 28, 28], ">u4").tobytes() + digits.tobytes()))
+    return path
+
+
+def test_digits_are_packed_for_training(idx, tmp_path):
+    run("digits", idx, "--pack", tmp_path / "train.tar")
+    pictures = data.read([tmp_path / "train.tar"])
+    assert (pictures.count, pictures.channels) == (10, 1)
+    assert torch.equal(pictures.train[0][0], torch.tensor(digits.read(idx)[0]))
+
+
+def test_digits_are_compared_at_equal_or_larger_files(idx, monkeypatch):
+    monkeypatch.setattr(digits, "TRAIN", 7)
+    told = run("digits", idx, "--prior", "gaussian", "--bytes", 60, "--most", 400, "--codecs", "jpeg,webp", "--limit", 2)
+    lines = dict(line.split(": ") for line in told.splitlines())
+    assert re.fullmatch(r"\d+\.\d\d dB at 60\.0 bytes, 2 of 2 digits", lines["dcodec"])
+    assert float(lines["webp"].split()[0]) > float(lines["jpeg"].split()[0]) > 15
+    found = digits.classical(digits.read(idx)[0], codecs.find("jpeg", (), ""), 400)
+    assert found is not None
+    assert found[1] <= 400
+    assert digits.classical(digits.read(idx)[0], codecs.find("jpeg", (), ""), 40) is None
+    (idx.parent / "bad.gz").write_bytes(gzip.compress(b"no digits"))
+    result = CliRunner().invoke(main, ["digits", str(idx.parent / "bad.gz")])
+    assert (result.exit_code, "expected a gzipped IDX file" in result.output) == (1, True)
 
 
 @pytest.mark.parametrize("name", codecs.NAMES[1:])

@@ -11,12 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from dcodec.cli import cli
 from dcodec.pictures import to_image
 from dcodec.prior import SIGMAS, catalog
 from dcodec.prior.gaussian import GaussianPrior, wiener
-from dcodec.train import data, fit
+from dcodec.train import data, fit, quantize
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that seconds suffice for."""
-    monkeypatch.setattr(fit, "CHANNELS", (16, 24, 32))
+    monkeypatch.setattr(fit, "WIDTHS", (16, 24, 32))
     monkeypatch.setattr(fit, "EMBEDDING", 16)
 
 
@@ -86,9 +87,59 @@ def test_a_trained_prior_encodes_here_and_decodes_in_another_process(photos: Pat
 
 
 @pytest.mark.usefixtures("small")
+def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
+    """Of pictures smaller than any crop, not mirrored: it denoises one channel, better than its filter, and codes."""
+    (tmp_path / "gray").mkdir()
+    for i, path in enumerate(sorted(photos.rglob("*.png"))):
+        with Image.open(path) as image:
+            image.convert("L").crop((0, 0, 28, 28)).save(tmp_path / "gray" / f"{i}.png")
+    out = tmp_path / "mine"
+    told = run(tmp_path / "gray", "--out", out, "--minutes", 0.05, "--no-mirror", "--widths", "16,16,24")
+    assert "40 pictures, 3 held out" in told
+    entry = catalog.find(str(out))
+    prior = catalog.load(entry)
+    assert prior.channels == (1,)
+    assert prior(torch.zeros(2, 1, 28, 28), 1.0).shape == (2, 1, 28, 28)
+    assert 0 < catalog.gflop(entry) < 1
+    picture, stream, shown = tmp_path / "gray" / "0.png", tmp_path / "a.dcx", tmp_path / "a.png"
+    for command in (["encode", picture, stream, "--bytes", 60], ["decode", stream, shown]):
+        result = CliRunner().invoke(cli, [*map(str, command), "--prior", str(out)])
+        assert result.exit_code == 0, result.output
+    with Image.open(shown) as image:
+        assert image.mode == "L"
+    colour = CliRunner().invoke(cli, ["encode", str(photos / "00.png"), str(stream), "--prior", str(out)])
+    assert colour.exit_code == 1
+    assert "knows pictures of (1,) channels, not of 3" in colour.output
+    mixed = CliRunner().invoke(cli, ["train", str(photos), "--out", str(out), "--minutes", "0"])
+    assert mixed.exit_code == 1
+    assert "the pictures have 3 channels" in mixed.output
+
+
+def test_the_spectrum_of_a_gaussian_source_is_found() -> None:
+    x = np.stack([GaussianPrior().draw(3, 64, 64, seed) for seed in range(24)])
+    found = fit.fit_spectrum(torch.from_numpy(x))
+    for true, mine in zip(catalog.PHOTO_SPECTRUM, found, strict=True):
+        for frequency in (0.05, 0.2, 0.8):
+            ratio = (mine[0] * (mine[1] ** 2 + frequency**2) ** -mine[2]) / (
+                true[0] * (true[1] ** 2 + frequency**2) ** -true[2]
+            )
+            assert 0.9 < ratio < 1.1
+
+
+def test_multiplications_are_counted() -> None:
+    """Against torch's own count of the float network; the integer one reads its input thrice."""
+    network = fit.load(Path(fit.__file__).with_name("photo.safetensors")).average
+    with FlopCounterMode(display=False) as counter:
+        quantize.float_body(network, torch.zeros(1, 6, 256, 256), torch.zeros(1, dtype=torch.long))
+    twice = 2 * 2 * network["inp.weight"].numel() * 64 * 64
+    assert catalog.gflop(catalog.find("photo")) == pytest.approx((counter.get_total_flops() + twice) / 1e9, rel=1e-3)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path) -> None:
     """Weights and moments come back within the precision that they are kept in; a torn checkpoint gives the average."""
-    pictures, state = data.read([photos]), fit.begin()
+    pictures = data.read([photos])
+    state = fit.begin(pictures)
     list(fit.fit(state, pictures, 0.02, "cpu", 1e-3, 1))
     fit.save(state, tmp_path)
     back = fit.resume(tmp_path)
@@ -97,7 +148,7 @@ def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path
     for name, precision in (("net", 2**-11), ("average", 2**-11), ("first", 2**-8), ("second", 2**-8)):
         for key, value in getattr(state, name).items():
             torch.testing.assert_close(getattr(back, name)[key], value, rtol=precision, atol=1e-6, msg=f"{name} {key}")
-    torn = fit.begin()
+    torn = fit.begin(pictures)
     list(fit.fit(torn, pictures, 0.01, "cpu", 1e-3, 1))
     torn.steps += 1000
     (tmp_path / "other").mkdir()
@@ -121,7 +172,7 @@ def test_training_lowers_the_loss(photos: Path) -> None:
     losses = []
     for _ in range(60):
         torch.manual_seed(1)
-        error = fit.loss(net, x, levels)
+        error = fit.loss(net, catalog.PHOTO_SPECTRUM, x, levels)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -134,7 +185,7 @@ def test_nothing_learnt_is_the_wiener_filter(photos: Path) -> None:
     assert x.shape == (3, 3, 32, 32)
     level = SIGMAS.index(0.5)
     noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    rest, w = fit.estimate(fit.fresh(), noisy, torch.full((3,), level))
+    rest, w = fit.estimate(fit.fresh(), catalog.PHOTO_SPECTRUM, noisy, torch.full((3,), level))
     assert not rest.any()
     torch.testing.assert_close(w, wiener(noisy, 0.5, catalog.PHOTO_SPECTRUM), atol=1e-4, rtol=0)
 
@@ -160,7 +211,7 @@ def test_crops_are_as_large_as_the_pictures_allow(photos: Path) -> None:
     assert batch.dtype == torch.float32
     assert -1 <= batch.min() < batch.max() <= 1
     tiny = data.Pictures(tuple(p[:, :30, :40] for p in pictures.train), pictures.weights, pictures.held, (), 40, "")
-    assert data.sides(tiny) == [(512, 16)]
+    assert data.sides(tiny) == [(64, 30)]
 
 
 def test_a_pack_holds_what_fits_and_is_read_like_any_archive(photos: Path, tmp_path: Path) -> None:

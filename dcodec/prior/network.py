@@ -21,7 +21,6 @@ from dcodec.exact.conv import Conv, to_u8
 from dcodec.prior import SIGMAS
 
 LEVELS = len(SIGMAS)
-CHANNELS_IN = 6  # the noisy residual and the Wiener estimate, RGB each
 PATCH = 4  # pictures are folded PATCH x PATCH
 MULTIPLE = 16  # of heights and widths: PATCH and two halvings
 FINE_BITS = 7  # the first layer's weights are integers plus `fine` * 2^-FINE_BITS
@@ -74,14 +73,14 @@ class Body:
     up: tuple[tuple[Block, ...], ...]
     out: Conv
     out_exponent: int
-    gain: Tensor  # (1, 3 PATCH^2, 1, 1) float32: the real value of one unit of `out`
+    gain: Tensor  # (1, C PATCH^2, 1, 1) float32: the real value of one unit of `out`
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> "Body":
         """Build from named tensors. Raises KeyError if one is missing, ValueError if they do not make a network."""
         try:
             body = cls._build(tensors)
-            body(torch.zeros(1, CHANNELS_IN, MULTIPLE, MULTIPLE), LEVELS - 1)
+            body(torch.zeros(1, 2 * body.channels, MULTIPLE, MULTIPLE), LEVELS - 1)
         except (IndexError, RuntimeError) as error:
             raise ValueError(f"the layers do not fit together: {error}") from error
         return body.to(device)
@@ -136,15 +135,21 @@ class Body:
             gain=self.gain.to(where),
         )
 
+    @property
+    def channels(self) -> int:
+        """Of the pictures, C: 3, or 1 for a network of gray ones."""
+        return self.gain.shape[1] // PATCH**2
+
     @torch.no_grad()
     def __call__(self, inp: Tensor, level: int) -> Tensor:
         """What the Wiener filter leaves, in units of its error, at sigma = SIGMAS[level].
 
-        inp: (B, 6, h, w) float32, finite, h and w multiples of 16 -> (B, 3, h, w) float32. Memory grows with the
-        batch: the caller splits it as suits. Raises ValueError for other shapes, dtypes or levels.
+        inp: (B, 2 C, h, w) float32, finite, the noisy residual and the Wiener estimate, h and w multiples of 16
+        -> (B, C, h, w) float32. Memory grows with the batch: the caller splits it as suits. Raises ValueError for other
+        shapes, dtypes or levels.
         """
-        if inp.dtype != torch.float32 or inp.ndim != 4 or inp.shape[1] != CHANNELS_IN:
-            raise ValueError(f"expected float32 (B, {CHANNELS_IN}, h, w), not {inp.dtype} {tuple(inp.shape)}")
+        if inp.dtype != torch.float32 or inp.ndim != 4 or inp.shape[1] != 2 * self.channels:
+            raise ValueError(f"expected float32 (B, {2 * self.channels}, h, w), not {inp.dtype} {tuple(inp.shape)}")
         if inp.shape[2] % MULTIPLE or inp.shape[3] % MULTIPLE:
             raise ValueError(f"height and width must be multiples of {MULTIPLE}, not {tuple(inp.shape[2:])}")
         if not 0 <= level < LEVELS:
@@ -163,7 +168,7 @@ class Body:
             x = skips.pop().add_(F.pixel_shuffle(widen(x), 2))
             for block in blocks:
                 block.add_to(x, level)
-        y = self.out.raw(to_u8(x, self.out_exponent)).mul_(self.gain)  # (B, 3 PATCH^2, h/4, w/4)
+        y = self.out.raw(to_u8(x, self.out_exponent)).mul_(self.gain)  # (B, C PATCH^2, h/4, w/4)
         return F.pixel_shuffle(y, PATCH)
 
 

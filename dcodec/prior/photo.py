@@ -26,13 +26,12 @@ _LUMA = np.float32(0.57735026918962573)  # 1 / sqrt(3)
 
 @dataclass(frozen=True)
 class PhotoPrior:
-    """The integer network behind its Wiener filter; colour pictures, or gray ones as luma with no chroma."""
+    """The integer network behind its Wiener filter. One of colours takes gray pictures too, as luma with no chroma."""
 
     name: str
     digest: bytes
     parameters: Spectrum
     body: Body
-    channels: tuple[int, ...] = (1, 3)
 
     @classmethod
     def load(cls, entry: Entry, device: str) -> "PhotoPrior":
@@ -47,14 +46,19 @@ class PhotoPrior:
             raise ValueError(f"{entry.path} is not a prior that this version reads: {error}") from error
         return cls(entry.name, entry.digest, parameters, body)
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channel counts it can denoise."""
+        return (1,) if self.body.channels == 1 else (1, 3)
+
     def to(self, device: str) -> "PhotoPrior":
         """The same prior on a device."""
         return PhotoPrior(self.name, self.digest, self.parameters, self.body.to(device))
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """E[x0 | x = x0 + sigma n]: (B, C, h, w) float32, C 3 or 1, sigma in SIGMAS."""
-        if x.shape[1] == 1:
+        """E[x0 | x = x0 + sigma n]: (B, C, h, w) float32, C one of `channels`, sigma in SIGMAS."""
+        if x.shape[1] < self.body.channels:
             rgb = self((x * float(_LUMA)).expand(-1, 3, -1, -1).contiguous(), sigma)
             return ((rgb[:, :1] + rgb[:, 1:2]) + rgb[:, 2:]) * float(_LUMA)
         h, w = x.shape[2:]

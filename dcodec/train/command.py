@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from dcodec.train.fit import Report
 
 
+def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    parts = value.split(",")
+    if len(parts) != 3 or not all(part.isdigit() and 8 <= int(part) <= 1024 and int(part) % 8 == 0 for part in parts):
+        raise click.BadParameter("three multiples of 8 from 8 to 1024 are needed, as in 64,96,128")
+    return [int(part) for part in parts]
+
+
 @click.command()
 @click.argument("sources", metavar="FOLDER|TAR..", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the prior and its checkpoint.")
@@ -26,12 +35,17 @@ if TYPE_CHECKING:
 @click.option("--start", metavar="PATH|photo", help="Weights to go on from: those of the shipped prior, or a checkpoint's.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), default=6e-4, show_default=True, help="Learning rate.")
 @click.option("--batch", type=click.IntRange(1), help="Crops a step, in multiples of 32.  [default: 1, cuda 8]")
+@click.option("--mirror/--no-mirror", default=True, show_default=True, help="Mirror and turn some crops: not for letters.")
+@click.option(
+    "--widths", callback=_widths, metavar="N,N,..",
+    help="Channels at each resolution of a new network, finest first.  [default: 96,160,224]",
+)  # fmt: skip
 @click.option("--pack", type=click.Path(path_type=Path), metavar="TAR", help="Do not train: choose pictures for this file.")
 @click.option("--megabytes", type=click.FloatRange(1), default=56.0, show_default=True, help="Of --pack at most, in MiB.")
 @click.option("-q", "--quiet", is_flag=True, help="Tell nothing.")
 def train(
     sources: tuple[Path, ...], out: Path | None, minutes: float, device: str, start: str | None, rate: float,
-    batch: int | None, pack: Path | None, megabytes: float, quiet: bool,
+    batch: int | None, mirror: bool, widths: list[int] | None, pack: Path | None, megabytes: float, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a prior on your own pictures: folders, or tar archives of them.
 
@@ -67,15 +81,20 @@ def train(
     run = fit.resume(out)
     if run is None:
         shipped = Path(str(files("dcodec.train"))) / "photo.safetensors"
-        run = fit.begin() if start is None else fit.load(shipped if start == "photo" else Path(start))
+        run = None if start is None else fit.load(shipped if start == "photo" else Path(start))
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
+    if run is not None and widths is not None:
+        raise ValueError("--widths is for a network that starts anew")
     pictures = data.read(sources)
+    run = run or fit.begin(pictures, widths)
+    if len(run.spectrum) != pictures.channels:
+        raise ValueError(f"the pictures have {pictures.channels} channels, those that the network knows {len(run.spectrum)}")
     out.mkdir(parents=True, exist_ok=True)
     _tell(quiet, f"{pictures.count} pictures, {len(pictures.held)} held out; from step {run.steps}")
     before = run.crops
     if minutes:
-        for report in fit.fit(run, pictures, minutes, device, rate, batch or (8 if device == "cuda" else 1)):
+        for report in fit.fit(run, pictures, minutes, device, rate, batch or (8 if device == "cuda" else 1), mirror):
             left = max(0.0, 60 * minutes - report.seconds)
             speed = (report.crops - before) / report.seconds
             line = f"step {report.steps}  {speed:.0f} crops/s  loss {report.loss:.4f}  {_clock(left)} left"
@@ -89,7 +108,7 @@ def train(
     target = out / WEIGHTS
     told = {"steps": run.steps, "crops": round(run.crops), "data": pictures.names, "pictures": pictures.count,
             "pictures_sha256": pictures.digest}  # fmt: skip
-    rows = list(quantize.export(run.average, pictures, target, told))
+    rows = list(quantize.export(run.average, run.spectrum, pictures, target, told))
     _tell(quiet, "sigma    Wiener  float   exact   (dB, pictures held out)")
     for row in rows:
         _tell(quiet, "{:7.4f}  {:6.3f}  {:6.3f}  {:6.3f}".format(*row))

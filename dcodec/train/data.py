@@ -20,6 +20,7 @@ from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
 BATCHES = ((32, 64), (14, 96), (8, 128))  # (crops, side), in turn: as many pixels in each
+MOST = 64  # crops of a batch, however small
 SMALLEST = 16  # pixels a side that a picture must have
 SHARE_HALVED = 0.4  # weight of pictures at half and quarter size against those at full size
 SHARE_TURNED = 0.15
@@ -28,9 +29,9 @@ HELD, MOST_HELD = 16, 64
 
 @dataclass(frozen=True)
 class Pictures:
-    """train: (3, h, w) uint8 at all sizes; weights (N,): how often to cut from each; held: pictures never trained on.
+    """train: (C, h, w) uint8 at all sizes, C = 1 when all are gray; weights (N,): how often to cut from each.
 
-    names: of the sources; count: pictures in them; digest: sha256 over all of them, in order.
+    held: pictures never trained on; names: of the sources; count: pictures in them; digest: sha256 over all, in order.
     """
 
     train: tuple[Tensor, ...]
@@ -39,6 +40,11 @@ class Pictures:
     names: tuple[str, ...]
     count: int
     digest: str
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.train[0].shape[0]
 
     def to(self, device: str) -> "Pictures":
         """The same pictures, those to train on kept on a device."""
@@ -90,6 +96,8 @@ def read(sources: Sequence[Path]) -> Pictures:
     if count < 2:
         raise ValueError(f"found {count} pictures of {SMALLEST}x{SMALLEST} and more: at least 2 are needed")
     names = tuple(source.name for source in sources)
+    if all(torch.equal(p[:1].expand(3, -1, -1), p) for p in (*train, *held)):
+        train, held = ([p[:1] for p in pictures] for pictures in (train, held))
     return Pictures(tuple(train), np.array(weights), tuple(held), names, count, digest.hexdigest())
 
 
@@ -98,45 +106,52 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def sides(pictures: Pictures) -> list[tuple[int, int]]:
-    """BATCHES as far as the pictures are large enough; smaller ones, of a multiple of 16, when none is."""
+    """BATCHES as far as the pictures are large enough; smaller ones when none is."""
     short = np.array([min(p.shape[1:]) for p in pictures.train])
     fitting = [(count, side) for count, side in BATCHES if (short >= side).mean() > 0.05]
     if fitting:
         return fitting
-    side = int(np.median(short)) // SMALLEST * SMALLEST
-    return [(BATCHES[0][0] * BATCHES[0][1] ** 2 // side**2, side)]
+    side = int(np.median(short))
+    return [(min(MOST, BATCHES[0][0] * BATCHES[0][1] ** 2 // side**2), side)]
 
 
-def batches(pictures: Pictures, seed: int, times: int = 1) -> Iterator[Tensor]:
-    """Endless batches (B, 3, s, s) float32 in [-1, 1], flipped and turned at random; `times` as many crops in each."""
+def batches(pictures: Pictures, seed: int, times: int = 1, mirror: bool = True) -> Iterator[Tensor]:
+    """Endless batches (B, C, s, s) float32 (see `scaled`), mirrored and turned at random if so wished; `times` the crops."""
     rng = np.random.default_rng(seed)
     short, sizes = np.array([min(p.shape[1:]) for p in pictures.train]), sides(pictures)
     while True:
         for count, side in sizes:
             p = pictures.weights * (short >= side)
             crops = [
-                _crop(pictures.train[i], side, rng) for i in rng.choice(len(short), count * times, p=p / p.sum())
+                _crop(pictures.train[i], side, rng, mirror) for i in rng.choice(len(short), count * times, p=p / p.sum())
             ]
-            yield torch.stack(crops).float() / 127.5 - 1
+            yield scaled(torch.stack(crops))
 
 
-def _crop(picture: Tensor, side: int, rng: np.random.Generator) -> Tensor:
+def scaled(x: Tensor) -> Tensor:
+    """Pictures (N, C, h, w) uint8 as priors see them: colours in [-1, 1], gray as luma, sqrt(3) times that."""
+    return (x.float() / 127.5 - 1) * (math.sqrt(3) if x.shape[1] == 1 else 1.0)
+
+
+def _crop(picture: Tensor, side: int, rng: np.random.Generator, mirror: bool) -> Tensor:
     y, x = (int(rng.integers(n - side + 1)) for n in picture.shape[1:])
     crop = picture[:, y : y + side, x : x + side]
+    if not mirror:
+        return crop
     crop = crop.flip(2) if rng.random() < 0.5 else crop
     return crop.transpose(1, 2) if rng.random() < SHARE_TURNED else crop
 
 
 def middles(pictures: Sequence[Tensor], side: int) -> Tensor:
-    """Middles (N, 3, s, s), float32 in [-1, 1], s = `side` or as much as half of the pictures have, a multiple of 16."""
+    """Middles (N, C, s, s) float32 (see `scaled`), s = `side` or as much as half of the pictures have."""
     shorts = [min(p.shape[1:]) for p in pictures]
-    side = min(side, sorted(shorts)[len(shorts) // 2] // SMALLEST * SMALLEST)
+    side = min(side, sorted(shorts)[len(shorts) // 2])
     out = []
     for p, short in zip(pictures, shorts, strict=True):
         if short >= side:
             y, x = ((n - side) // 2 for n in p.shape[1:])
             out.append(p[:, y : y + side, x : x + side])
-    return torch.stack(out).float() / 127.5 - 1
+    return scaled(torch.stack(out))
 
 
 def pack(sources: Sequence[Path], out: Path, megabytes: float, seed: int = 0) -> tuple[int, int]:

@@ -1,48 +1,58 @@
 """How is the float network trained?
 
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
-mean square of that target weighs all noise levels by the filter's own error. Bfloat16 convolutions, float32 residual stream,
-exponential moving average, cosine decay over the time given. A stretch of training starts where the last one ended: weights,
-average and Adam's moments are kept as four files of under 16 MiB, so that any machine lent for minutes can go on.
+mean square of that target weighs all noise levels by the filter's own error. The filter's spectrum is fitted first.
+Bfloat16 convolutions, float32 residual stream, exponential moving average, cosine decay over the time given. A stretch of
+training starts where the last one ended: weights, average and Adam's moments are kept as four files of under 16 MiB, so
+that any machine lent for minutes can go on.
 """
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
-from dcodec.prior.catalog import PHOTO_SPECTRUM
+from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum
 from dcodec.prior.gaussian import dct_matrix, opponent, spectrum
-from dcodec.prior.network import CHANNELS_IN, PATCH
+from dcodec.prior.network import MULTIPLE, PATCH
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train.data import Pictures, batches, middles
-from dcodec.train.quantize import CHECKED, State, float_body
+from dcodec.train.quantize import CHECKED, State, float_body, psnr
+from dcodec.transform import extend
 
-CHANNELS, BLOCKS, EMBEDDING = (96, 160, 224), 2, 96
+WIDTHS, BLOCKS, EMBEDDING = (96, 160, 224), 2, 96  # channels of each resolution, blocks at each, numbers for the noise level
 EMA = 0.9997
 WARM_UP = 300  # steps
 BETAS = (0.9, 0.99)
 SAVE_SECONDS = 120.0
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
+FITTED, FITTED_SIDE = 2048, 64  # middles that the spectrum is fitted to, and their pixels a side
 _PARTS = ("average", "net", "first", "second")  # files of a checkpoint: float16, float16, bfloat16, bfloat16
 
 
 @dataclass
 class Run:
-    """Where training stands. net, average: weights; first, second: Adam's moments; crops: in units of 64 x 64 pixels."""
+    """Where training stands. net, average: weights; first, second: Adam's moments; crops: in units of 64 x 64 pixels.
+
+    spectrum: of the Wiener filter that the network stands behind.
+    """
 
     net: State
     average: State
+    spectrum: Spectrum = PHOTO_SPECTRUM
     first: State = field(default_factory=dict)
     second: State = field(default_factory=dict)
     steps: int = 0
@@ -60,8 +70,12 @@ class Report:
     psnr: tuple[float, ...] | None
 
 
-def fresh(seed: int = 0) -> State:
-    """Weights to start from: every residual block and the output begin at zero, so the network begins as the filter."""
+def fresh(channels: int = 3, widths: Sequence[int] | None = None, seed: int = 0) -> State:
+    """Weights to start from: every residual block and the output begin at zero, so the network begins as the filter.
+
+    channels: of the pictures; widths: channels at each resolution, finest first (WIDTHS).
+    """
+    widths = widths or WIDTHS
     rng = torch.Generator().manual_seed(seed)
     state: State = {}
 
@@ -78,73 +92,75 @@ def fresh(seed: int = 0) -> State:
 
     layer("emb.0", EMBEDDING, (16,))
     layer("emb.2", EMBEDDING, (EMBEDDING,))
-    layer("inp", CHANNELS[0], (CHANNELS_IN * PATCH * PATCH, 3, 3))
-    for i, c in enumerate(CHANNELS):
+    layer("inp", widths[0], (2 * channels * PATCH * PATCH, 3, 3))
+    for i, c in enumerate(widths):
         blocks(f"down.{i}", c)
-        if i + 1 < len(CHANNELS):
-            layer(f"ds.{i}", CHANNELS[i + 1], (c, 2, 2))
-            layer(f"us.{i}", CHANNELS[i + 1], (c, 2, 2))
+        if i + 1 < len(widths):
+            layer(f"ds.{i}", widths[i + 1], (c, 2, 2))
+            layer(f"us.{i}", widths[i + 1], (c, 2, 2))
             state[f"us.{i}.bias"] = torch.zeros(c)  # a transposed convolution: weights (in, out, 2, 2)
             blocks(f"up.{i}", c)
-    layer("out", 3 * PATCH * PATCH, (CHANNELS[0], 3, 3), 0.0)
+    layer("out", channels * PATCH * PATCH, (widths[0], 3, 3), 0.0)
     return state
 
 
 @lru_cache(maxsize=16)
-def _filter(side: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """DCT (s, s), opponent colours (3, 3) and spectrum (3, s, s) on a device."""
-    variance = spectrum(side, side, PHOTO_SPECTRUM)
-    dct, colours, spread = (torch.from_numpy(a).float().to(device) for a in (dct_matrix(side), opponent(), variance))
-    return dct, colours, spread
+def _filter(side: int, parameters: Spectrum, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """DCT (s, s), colours (C, C), opponent ones unless gray, and spectrum (C, s, s) on a device."""
+    colours, variance = opponent() if len(parameters) == 3 else np.eye(1), spectrum(side, side, parameters)
+    dct, mix, spread = (torch.from_numpy(a).float().to(device) for a in (dct_matrix(side), colours, variance))
+    return dct, mix, spread
 
 
-@lru_cache(maxsize=2)
-def _levels(device: str) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=4)
+def _levels(parameters: Spectrum, device: str) -> tuple[Tensor, Tensor]:
     """Every noise level, and the Wiener filter's error at it, (LEVELS,)."""
-    errors = [wiener_rmse(sigma, PHOTO_SPECTRUM) for sigma in SIGMAS]
+    errors = [wiener_rmse(sigma, parameters) for sigma in SIGMAS]
     return torch.tensor(SIGMAS, device=device), torch.tensor(errors, device=device)
 
 
-def estimate(state: State, noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network adds to the Wiener filter, in units of its error, and the filter's answer: (B, 3, s, s) each."""
-    sigmas, _ = _levels(str(noisy.device))
-    sigma = sigmas[levels].view(-1, 1, 1, 1)
-    dct, colours, variance = _filter(noisy.shape[-1], str(noisy.device))
+def estimate(state: State, parameters: Spectrum, noisy: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network adds to the Wiener filter, in units of its error, and the filter's answer: (B, C, s, s) each."""
+    sigmas, _ = _levels(parameters, str(noisy.device))
+    sigma, side = sigmas[levels].view(-1, 1, 1, 1), noisy.shape[-1]
+    noisy = extend(noisy, -side % MULTIPLE, -side % MULTIPLE)
+    dct, colours, variance = _filter(noisy.shape[-1], parameters, str(noisy.device))
     z = dct @ torch.einsum("oc,bchw->bohw", colours, noisy) @ dct.T
     w = torch.einsum("oc,bohw->bchw", colours, dct.T @ (z * variance / (variance + sigma * sigma)) @ dct)
     inp = torch.cat([(noisy - w) * 2 / (sigma * sigma + 0.25).sqrt(), w * 2], 1)
     with torch.autocast(noisy.device.type, torch.bfloat16):
         rest = float_body(state, inp.contiguous(memory_format=torch.channels_last), levels)
-    return rest.float(), w
+    return rest.float()[..., :side, :side], w[..., :side, :side]
 
 
-def loss(state: State, x: Tensor, levels: Tensor) -> Tensor:
-    """Mean square of what the network leaves of (x0 - w) / c, on `x` (B, 3, s, s) with noise of `levels` (B,)."""
-    sigmas, errors = _levels(str(x.device))
+def loss(state: State, parameters: Spectrum, x: Tensor, levels: Tensor) -> Tensor:
+    """Mean square of what the network leaves of (x0 - w) / c, on `x` (B, C, s, s) with noise of `levels` (B,)."""
+    sigmas, errors = _levels(parameters, str(x.device))
     noisy = x + sigmas[levels].view(-1, 1, 1, 1) * torch.randn_like(x)
-    rest, w = estimate(state, noisy, levels)
+    rest, w = estimate(state, parameters, noisy, levels)
     return (rest - (x - w) / errors[levels].view(-1, 1, 1, 1)).square().mean()
 
 
 @torch.no_grad()
-def validate(state: State, x: Tensor) -> tuple[float, ...]:
-    """Mean PSNR (dB) over pictures (N, 3, s, s) of denoising at CHECKED, always with the same noise."""
-    sigmas, errors = _levels(str(x.device))
+def validate(state: State, parameters: Spectrum, x: Tensor) -> tuple[float, ...]:
+    """Mean PSNR (dB) over pictures (N, C, s, s) of denoising at CHECKED, always with the same noise."""
+    sigmas, errors = _levels(parameters, str(x.device))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
     out = []
     for wanted in CHECKED:
         level = torch.full((len(x),), int((sigmas.log() - math.log(wanted)).abs().argmin()), device=x.device)
         scale = sigmas[level].view(-1, 1, 1, 1)
-        rest, w = estimate(state, x + noise * scale, level)
-        error = (w + rest * errors[level].view(-1, 1, 1, 1) - x).square().mean((1, 2, 3))
-        out.append(float((10 * torch.log10(4 / error)).mean()))
+        rest, w = estimate(state, parameters, x + noise * scale, level)
+        out.append(psnr(w + rest * errors[level].view(-1, 1, 1, 1), x))
     return tuple(out)
 
 
-def fit(run: Run, pictures: Pictures, minutes: float, device: str, rate: float, times: int) -> Iterator[Report]:
+def fit(
+    run: Run, pictures: Pictures, minutes: float, device: str, rate: float, times: int, mirror: bool = True
+) -> Iterator[Report]:  # fmt: skip
     """Train for `minutes`, changing `run`; a report whenever there is something to save or to tell.
 
-    device: cpu or cuda; rate: Adam's; times: crops a batch, in multiples of the usual ones.
+    device: cpu or cuda; rate: Adam's; times: crops a batch, in multiples of the usual ones; mirror: crops at random.
     """
     pictures = pictures.to(device)
     held = middles(pictures.held, VALIDATED_SIDE)[:VALIDATED].to(device)
@@ -156,8 +172,8 @@ def fit(run: Run, pictures: Pictures, minutes: float, device: str, rate: float, 
             step = torch.tensor(float(run.steps))
             optimizer.state[v] = {"step": step, "exp_avg": run.first[k].to(v), "exp_avg_sq": run.second[k].to(v)}
     torch.manual_seed(run.steps)
-    source = batches(pictures, run.steps, times)
-    sigmas, _ = _levels(device)
+    source = batches(pictures, run.steps, times, mirror)
+    sigmas, _ = _levels(run.spectrum, device)
     shown, first = math.nan, run.steps
     start = told = saved = time.monotonic()
     while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
@@ -165,12 +181,12 @@ def fit(run: Run, pictures: Pictures, minutes: float, device: str, rate: float, 
             group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * spent)) * min(1.0, (run.steps - first + 1) / WARM_UP)
         x = next(source)
         sigma = torch.exp(torch.randn(len(x), device=device) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
-        error = loss(net, x, torch.bucketize(sigma, sigmas))
+        error = loss(net, run.spectrum, x, torch.bucketize(sigma, sigmas))
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(net.values()), 1.0)
         optimizer.step()
-        run.steps, run.crops = run.steps + 1, run.crops + x.numel() / (3 * 64 * 64)
+        run.steps, run.crops = run.steps + 1, run.crops + x.numel() / (x.shape[1] * 64 * 64)
         with torch.no_grad():
             for k, v in net.items():
                 average[k].lerp_(v, 1 - min(EMA, run.steps / (run.steps + 9)))
@@ -181,12 +197,12 @@ def fit(run: Run, pictures: Pictures, minutes: float, device: str, rate: float, 
             told = now
             if now - saved > SAVE_SECONDS:
                 _keep(run, net, average, optimizer)
-                yield Report(now - start, run.steps, run.crops, shown, validate(average, held))
+                yield Report(now - start, run.steps, run.crops, shown, validate(average, run.spectrum, held))
                 saved = time.monotonic()
             else:
                 yield Report(now - start, run.steps, run.crops, shown, None)
     _keep(run, net, average, optimizer)
-    yield Report(time.monotonic() - start, run.steps, run.crops, shown, validate(average, held))
+    yield Report(time.monotonic() - start, run.steps, run.crops, shown, validate(average, run.spectrum, held))
 
 
 def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer) -> None:
@@ -198,7 +214,7 @@ def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer
 
 def save(run: Run, folder: Path) -> None:
     """Write the checkpoint's files, each whole or not at all."""
-    told = {"run": json.dumps({"steps": run.steps, "crops": run.crops})}
+    told = {"run": json.dumps({"steps": run.steps, "crops": run.crops, "spectrum": run.spectrum})}
     for name in _PARTS:
         kind = torch.float16 if name in ("average", "net") else torch.bfloat16
         tensors = {k: v.to(kind).contiguous() for k, v in getattr(run, name).items()}
@@ -219,10 +235,27 @@ def resume(folder: Path) -> Run | None:
     return run if len(set(steps)) == 1 else load(folder / "average.safetensors")
 
 
-def begin(seed: int = 0) -> Run:
-    """A run that begins with nothing learnt."""
-    state = fresh(seed)
-    return Run(state, {k: v.clone() for k, v in state.items()})
+def begin(pictures: Pictures, widths: Sequence[int] | None = None) -> Run:
+    """A run that begins with nothing learnt but the pictures' spectrum."""
+    state = fresh(pictures.channels, widths)
+    return Run(state, {k: v.clone() for k, v in state.items()}, fit_spectrum(middles(pictures.train, FITTED_SIDE)[:FITTED]))
+
+
+def fit_spectrum(x: Tensor) -> Spectrum:
+    """(a, f0, p) for each colour of pictures (N, C, s, s): L = a (f0^2 + f^2)^-p by greatest likelihood (Whittle 1953)."""
+    side, out = x.shape[-1], []
+    dct, colours, _ = (a.double() for a in _filter(side, PHOTO_SPECTRUM[: 3 if x.shape[1] == 3 else 1], "cpu"))
+    z = dct @ torch.einsum("oc,bchw->bohw", colours, x.double()) @ dct.T
+    for energy in z.square().mean(0).numpy():  # (s, s)
+        def fitted(f0: float, p: float, energy: NDArray[np.float64] = energy) -> tuple[float, float]:
+            shape = spectrum(side, side, ((1.0, f0, p),))[0]
+            a = float((energy / shape).mean())
+            return float(np.log(a * shape).mean()), a
+
+        grid = itertools.product(np.geomspace(0.005, 0.5, 41).tolist(), np.linspace(0.6, 3.0, 49).tolist())
+        f0, p = min(grid, key=lambda pair: fitted(*pair)[0])
+        out.append((fitted(f0, p)[1], f0, p))
+    return tuple(out)
 
 
 def load(path: Path) -> Run:
@@ -230,4 +263,6 @@ def load(path: Path) -> Run:
     with safe_open(str(path), framework="pt") as file:
         told = json.loads((file.metadata() or {}).get("run", "{}"))
         state = {key: file.get_tensor(key).float() for key in file.keys()}
-    return Run(state, {k: v.clone() for k, v in state.items()}, steps=told.get("steps", 0), crops=told.get("crops", 0.0))
+    parameters = tuple((a, f0, p) for a, f0, p in told.get("spectrum", PHOTO_SPECTRUM))
+    average = {k: v.clone() for k, v in state.items()}
+    return Run(state, average, parameters, steps=told.get("steps", 0), crops=told.get("crops", 0.0))

@@ -20,11 +20,12 @@ from torch import Tensor
 from dcodec.exact.conv import MAX_WEIGHT
 from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
-from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum
+from dcodec.prior.catalog import Spectrum
 from dcodec.prior.gaussian import wiener
-from dcodec.prior.network import FINE_BITS, LEVELS, PATCH, Body
+from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, PATCH, Body
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train.data import Pictures, middles
+from dcodec.transform import extend
 
 State = dict[str, Tensor]
 
@@ -56,7 +57,7 @@ def embed_levels(state: State) -> Tensor:
 
 
 def float_body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
-    """The float network: inp (B, 6, h, w), levels (B,) -> (B, 3, h, w)."""
+    """The float network: inp (B, 2 C, h, w), levels (B,) -> (B, C, h, w)."""
     e = embed_levels(state)[levels]  # (B, E)
     x = _layer(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
     skips = []
@@ -78,7 +79,7 @@ def float_body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
 def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
     """The tensors of `Body.load` for a float network.
 
-    inp: (N, 6, h, w) calibration inputs, as the network gets them; levels: (N,) their noise levels, integer; all of
+    inp: (N, 2 C, h, w) calibration inputs, as the network gets them; levels: (N,) their noise levels, integer; all of
     0, ..., LEVELS - 1 should occur. Raises ValueError (from Conv, when loaded) for a network that does not fit.
     """
     out: dict[str, Tensor] = {}
@@ -307,22 +308,32 @@ def _blocks(state: State, group: str) -> Iterator[str]:
 
 
 def features(noisy: Tensor, level: int, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
-    """The Wiener estimate (B, 3, h, w) of noisy pictures, and the network's input (B, 6, h, w)."""
+    """The Wiener estimate (B, C, h', w') of noisy pictures (B, C, h, w), the network's input (B, 2 C, h', w').
+
+    h', w': the next multiples of 16; the prior extends pictures just so.
+    """
     sigma = SIGMAS[level]
+    noisy = extend(noisy, -noisy.shape[2] % MULTIPLE, -noisy.shape[3] % MULTIPLE)
     linear = wiener(noisy, sigma, spectrum)
     return linear, torch.cat([(noisy - linear) * (2 / math.sqrt(sigma * sigma + 0.25)), linear * 2], 1)
 
 
 def calibration(crops: Tensor, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
-    """Network inputs (N, 6, h, w) for crops (N, 3, h, w) at all noise levels in turn, and the levels (N,)."""
+    """Network inputs (N, 2 C, h', w') for crops (N, C, h, w) at all noise levels in turn, and the levels (N,)."""
     levels = torch.arange(len(crops)) % LEVELS
     sigmas = torch.tensor(SIGMAS)[levels].view(-1, 1, 1, 1)
     noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
     noisy = crops + noise * sigmas
-    inputs = torch.empty(len(crops), 6, *crops.shape[2:])
-    for level in range(LEVELS):
-        inputs[level::LEVELS] = features(noisy[level::LEVELS], level, spectrum)[1]
-    return inputs, levels
+    order = torch.cat([torch.arange(level, len(crops), LEVELS) for level in range(LEVELS)])
+    inputs = torch.cat([features(noisy[level::LEVELS], level, spectrum)[1] for level in range(LEVELS)])
+    return inputs[order.argsort()], levels
+
+
+def psnr(x: Tensor, true: Tensor) -> float:
+    """In dB of pictures (N, C, h, w), not clipped, averaged over them."""
+    error = (x - true).square().mean((1, 2, 3))
+    peak = 2 * math.sqrt(3) if x.shape[1] == 1 else 2.0
+    return float((10 * torch.log10(peak * peak / error)).mean())
 
 
 @torch.no_grad()
@@ -335,24 +346,26 @@ def compare(state: State, body: Body, spectrum: Spectrum, crops: Tensor) -> Iter
         scale = wiener_rmse(SIGMAS[level], spectrum)
         true = float_body(state, inp, torch.full((len(inp),), level))
         estimates = (linear, linear + scale * true, linear + scale * body(inp, level))
-        errors = [(estimate - crops).square().mean((1, 2, 3)) for estimate in estimates]
-        yield SIGMAS[level], *(float((10 * torch.log10(4 / error)).mean()) for error in errors)
+        h, w = crops.shape[2:]
+        yield SIGMAS[level], *(psnr(estimate[..., :h, :w], crops) for estimate in estimates)
 
 
-def export(state: State, pictures: Pictures, target: Path, training: Mapping[str, object]) -> Iterator[tuple[float, ...]]:
+def export(
+    state: State, spectrum: Spectrum, pictures: Pictures, target: Path, training: Mapping[str, object]
+) -> Iterator[tuple[float, ...]]:  # fmt: skip
     """Write a float network as the exact prior `target`, calibrated on its training pictures; yields `compare`'s rows.
 
     training: what the file's metadata tells of how it was made.
     """
     pool = middles(pictures.train, CROP)
-    inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], PHOTO_SPECTRUM)
+    inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], spectrum)
     tensors = quantize(state, inp, levels)
     metadata = {
         "arch": json.dumps({"name": "unet-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
-        "spectrum": json.dumps(PHOTO_SPECTRUM),
+        "spectrum": json.dumps(spectrum),
         "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
         "training": json.dumps(training),
     }
     body = Body.load(tensors)  # a network that cannot be exact is refused before it is written
     write_atomically(str(target), serialize(tensors, metadata))
-    yield from compare(state, body, PHOTO_SPECTRUM, middles(pictures.held, CROP)[:CHECKED_PICTURES])
+    yield from compare(state, body, spectrum, middles(pictures.held, CROP)[:CHECKED_PICTURES])
