@@ -172,7 +172,7 @@ def show_source(targets: list[float], pictures: int, side: int) -> None:
 @click.argument("path", metavar="IDX", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), help="Only write the digits to train on, as a tar.")
 @click.option("--prior", default="mnist", show_default=True, help="A name, a safetensors file or a trained folder.")
-@click.option("--preset", type=click.Choice(["fast", "psc"]), default="fast", show_default=True)
+@click.option("--preset", type=click.Choice(["fast", "whole", "psc"]), default="whole", show_default=True)
 @click.option("--rows", type=click.IntRange(1, 31), help="Rows a step, psc only.")
 @click.option("--bytes", "size", default=40, show_default=True, type=click.IntRange(16), help="Of dcodec's files, all of them.")
 @click.option("--most", default=120, show_default=True, type=click.IntRange(16), help="Of the other codecs' files, at most.")

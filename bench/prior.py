@@ -94,7 +94,7 @@ def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) 
     for size in sizes:
         state = written.settled(setting, size)
         drawn = codec.estimate(
-            setting, state, api.MEAN_SAMPLES, 0, n=api.MEAN_EVALUATIONS, rounds=api.MEAN_ROUNDS
+            setting, state, setting.profile.averaged, 0, n=api.MEAN_EVALUATIONS, rounds=api.MEAN_ROUNDS
         ).double()  # fmt: skip
         yield float(drawn.var(0).mean() / (drawn.mean(0) - x[0]).square().mean())
 

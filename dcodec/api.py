@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcodec.container import HEADER_SIZE, MAX_SIDE, BitstreamError, Header
+from dcodec.container import HEADER_SIZE, MAX_SIDE, PRESETS, BitstreamError, Header
 from dcodec.pictures import PictureError, from_array, from_image, to_image
 from dcodec.prior import catalog
 
@@ -28,7 +28,6 @@ Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
 Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 Report = dict[str, Any]
 
-MEAN_SAMPLES = 8  # that the mean estimate averages
 MEAN_EVALUATIONS, MEAN_ROUNDS = 4, 3  # of the denoiser for each of them; of 3 evaluations more
 SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
 _LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
@@ -93,7 +92,8 @@ def encode(
     image: a Pillow image, uint8 or uint16 (h, w) or (h, w, 3), or float32 (C, h, w) in [-1, 1].
     bpp, size, psnr: exactly one; bits a pixel and bytes are met exactly, header included; psnr (dB) ends the stream at the
     first prefix whose mean estimate reaches it.
-    preset: `fast`, or `psc` with `rows` rows a step (1). prior: a name or a safetensors file. seed: of the shared noise.
+    preset: `fast`, `whole`, or `psc` with `rows` rows a step (1). prior: a name or a safetensors file.
+    seed: of the shared noise.
     chunk: samples in the denoiser at once (0: by memory); never changes the bytes.
     report: filled with bytes, bpp, psnr, refreshes, nfe, seconds. progress: called as progress(bits, of, note).
     Raises ValueError (PictureError for the picture) when an argument does not make sense.
@@ -101,8 +101,8 @@ def encode(
     begin = time.perf_counter()
     if sum(option is not None for option in (bpp, size, psnr)) != 1:
         raise ValueError("give exactly one of bpp, size and psnr")
-    if preset not in ("fast", "psc"):
-        raise ValueError(f"preset {preset!r} is unknown: it is fast or psc")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown: it is one of {', '.join(PRESETS)}")
     entry = catalog.find(prior)
     x = _picture(image)
     c, h, w = x.shape
@@ -251,7 +251,7 @@ def progressive(
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
     for size, state in session.states(sizes):
-        drawn = _samples(session.setting, state, MEAN_SAMPLES, None, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
+        drawn = _samples(session.setting, state, session.setting.profile.averaged, None, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
         mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
         sample = _samples(session.setting, state, 1, None)[0]
         yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(drawn))
@@ -374,7 +374,7 @@ def _samples(
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    drawn = _samples(setting, state, MEAN_SAMPLES, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
+    drawn = _samples(setting, state, setting.profile.averaged, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
     mean: Pixels = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 

@@ -124,8 +124,8 @@ def cli() -> None:
 @_bytes
 @click.option("--psnr", type=_Positive(), metavar="DB", help="Stop when the mean reaches this quality.")
 @click.option(
-    "--preset", type=click.Choice(["fast", "psc"]), default="fast", show_default=True,
-    help="fast: hundreds of rows a step; psc: the published method, far slower.",
+    "--preset", type=click.Choice(["fast", "whole", "psc"]), default="fast", show_default=True,
+    help="fast: hundreds of rows a step; whole: for pictures of some 32x32; psc: the published method, far slower.",
 )  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 31), metavar="N", help="Rows a step, psc only.  [default: 1]")
 @click.option(
@@ -156,7 +156,7 @@ def encode(
     """
     _at_most_one({"--bpp": bpp, "--bytes": size, "--psnr": psnr})
     if rows is not None and preset != "psc":
-        raise click.UsageError("--rows goes with --preset psc: the fast preset chooses its rows itself.")
+        raise click.UsageError("--rows goes with --preset psc: the other presets choose their rows themselves.")
     if bpp is None and size is None and psnr is None:
         bpp = DEFAULT_BPP
     from dcodec import pictures

@@ -54,7 +54,7 @@ class Setting:
         p = profile(header.preset, header.rows)
         if not p.tile and channels * header.height * header.width > MAX_WHOLE:
             raise BitstreamError(
-                f"preset psc takes pictures of up to {MAX_WHOLE} values, "
+                f"preset {header.preset} takes pictures of up to {MAX_WHOLE} values, "
                 f"not {header.width}x{header.height}x{channels}: use preset fast"
             )
         layout = p.layout(channels, header.height, header.width)
@@ -69,7 +69,7 @@ class State:
 
     measured: rows and measurements, a band. step: quantization step next.
     gains: half octaves of energy, a band, by which the picture last exceeded what the samples showed.
-    samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in preset psc.
+    samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in presets without `warm`.
     """
 
     refresh: int

@@ -10,7 +10,7 @@ from zlib import crc32
 MAGIC = b"\x8adx"
 VERSION = 3
 MAX_SIDE = 4096
-PRESETS = ("fast", "psc")
+PRESETS = ("fast", "psc", "whole")
 
 _STRUCT = struct.Struct(">3sBHH2sBB2sB")
 HEADER_SIZE = _STRUCT.size
@@ -25,7 +25,7 @@ class Header:
     """All that the decoder is told besides symbols.
 
     width, height: 1 .. 65536 pixels. gray: one channel instead of three. preset: a name of PRESETS.
-    rows: rows of H a step (preset psc), 1 .. 31; 0 for fast. prior: first two bytes of the prior's sha256.
+    rows: rows of H a step (preset psc), 1 .. 31; 0 for others. prior: first two bytes of the prior's sha256.
     seed: 0 .. 255, key of the shared noise. step: first quantization step, 128 and up: eighths of an
     octave above the preset's own.
     fingerprint: two bytes of a hash of the first step's directions.
@@ -49,11 +49,11 @@ class Header:
         if not (0 <= self.seed <= 255 and 128 <= self.step <= 255):
             raise ValueError("seed or step out of range (0..255, 128..255)")
         if self.rows not in (range(1, 32) if self.preset == "psc" else range(1)):
-            raise ValueError(f"{self.rows} rows a step do not go with preset {self.preset} (psc: 1..31, fast: 0)")
+            raise ValueError(f"{self.rows} rows a step do not go with preset {self.preset} (psc: 1..31, others: 0)")
         if len(self.prior) != 2 or len(self.fingerprint) != 2:
             raise ValueError("prior and fingerprint are two bytes each")
         kind = VERSION << 4 | PRESETS.index(self.preset) << 1 | int(self.gray)
-        # psc needs no finer step than an octave (3 bits), fast no rows
+        # psc needs no finer step than an octave (3 bits), others no rows
         step = self.rows << 3 | self.step >> 5 if self.preset == "psc" else self.step
         fields = _STRUCT.pack(
             MAGIC, kind, self.width - 1, self.height - 1, self.prior, self.seed, step, self.fingerprint, 0

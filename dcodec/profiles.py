@@ -20,6 +20,7 @@ class Profile:
     limit: rows a refresh at most, 0 for no limit.
     own: weight of a tile's own sample covariance, against its band's pool.
     first_step: quantization step of the first refresh, in units of the coarsest samples' pixels; ratio: of later ones.
+    averaged: samples whose average is the mean estimate.
     threshold: a row is measured when its predicted variance exceeds threshold * step**2.
     split: a row is measured again, its cell cut in two, when the cell is at least split * step wide.
     opening: the samples move from scale s to s - 1 when the step falls under opening * 2**s.
@@ -41,6 +42,7 @@ class Profile:
     split: float = 1.95
     opening: float = 0.3536
     last_step: float = 2.0**-8
+    averaged: int = 8
 
     def layout(self, channels: int, height: int, width: int) -> Layout:
         """The pyramid of a picture: samples begin at the area of some 24 to 48 pixels square (tiled presets only)."""
@@ -55,6 +57,11 @@ def profile(preset: str, rows: int = 0) -> Profile:
         return Profile(
             "psc", samples=100, warm=False, gains=False, evaluations=6, first_evaluations=8,
             tile=0, rank=rows, limit=rows, own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
+        )  # fmt: skip
+    if preset == "whole":
+        return Profile(
+            "whole", samples=64, warm=False, gains=False, evaluations=8, first_evaluations=8,
+            tile=0, rank=8, limit=0, own=1.0, first_step=2.8284271247461903, ratio=0.8, threshold=0.36, averaged=64,
         )  # fmt: skip
     return Profile(
         "fast", samples=16, warm=True, gains=True, evaluations=2, first_evaluations=8, tile=4, rank=16,

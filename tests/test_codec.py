@@ -22,6 +22,8 @@ from dcodec.codec import Setting, State, Writer, Written
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
+from dcodec.pictures import to_image
+from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
 from dcodec.transform import analyze
@@ -92,6 +94,20 @@ def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
         assert dcodec.info(data)["rows"] == rows
 
 
+def test_a_drawn_digit_goes_through_a_few_bytes() -> None:
+    """The small prior whole: what it imagines looks like a digit, and it codes one in 40 bytes."""
+    entry = catalog.find("mnist")
+    empty = Header(28, 28, True, "whole", 0, entry.digest[:2])
+    setting = codec.Setting.of(empty, catalog.load(entry))
+    drawn = codec.estimate(setting, codec.start(setting), 1, 5, n=12)[0].numpy() / np.float32(math.sqrt(3))
+    assert drawn[0, :2].max() < -0.9  # the margin is black
+    assert drawn.max() > 0.9  # the stroke is white
+    data = dcodec.encode(to_image(drawn), size=40, prior="mnist", preset="whole")
+    assert len(data) == 40
+    assert psnr(drawn, dcodec.decode(data)) > 24
+    assert psnr(drawn, dcodec.decode(data[:25])) > 15
+
+
 @pytest.mark.parametrize(("channels", "h", "w"), [(3, 17, 31), (3, 99, 173), (1, 71, 45)])
 def test_sizes_are_exact_at_every_rate(channels: int, h: int, w: int, draw: Draw) -> None:
     """A budget is met to the byte; one below the header is refused. The cheaper streams are prefixes of the dearer."""
@@ -109,7 +125,7 @@ def test_sizes_are_exact_at_every_rate(channels: int, h: int, w: int, draw: Draw
     assert dcodec.decode(streams[-1]).size == (w, h)
 
 
-@pytest.mark.parametrize("preset", ["fast", "psc"])
+@pytest.mark.parametrize("preset", ["fast", "psc", "whole"])
 def test_a_budget_beyond_all_there_is_to_say(preset: str, draw: Draw) -> None:
     """The walk ends by itself; zeros fill the file, which decodes like the part that says something."""
     x = draw(1, 5, 6)
@@ -207,7 +223,8 @@ def check_prefixes(data: bytes, own: Written, setting: Setting, lengths: list[in
 
 @pytest.mark.parametrize(
     ("preset", "rows", "shape", "refreshes"),
-    [("fast", 0, (3, 9, 11), 4), ("fast", 0, (1, 10, 13), 6), ("psc", 1, (1, 8, 8), 20), ("psc", 4, (1, 8, 8), 8)],
+    [("fast", 0, (3, 9, 11), 4), ("fast", 0, (1, 10, 13), 6), ("psc", 1, (1, 8, 8), 20), ("psc", 4, (1, 8, 8), 8),
+     ("whole", 0, (1, 7, 8), 12)],
 )
 def test_every_prefix_is_what_the_encoder_knew(
     preset: str, rows: int, shape: tuple[int, int, int], refreshes: int, draw: Draw, prior: GaussianPrior
@@ -344,7 +361,7 @@ def test_seeds_and_estimates_differ(draw: Draw) -> None:
     assert np.abs(many.samples[0] - many.samples[1]).mean() > 0.01
 
 
-@pytest.mark.parametrize("preset", ["fast", "psc"])
+@pytest.mark.parametrize("preset", ["fast", "psc", "whole"])
 def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
     """Same bytes, same pictures, whatever the number of samples in the denoiser at once."""
     x, size = (draw(3, 50, 40), 100) if preset == "fast" else (draw(1, 6, 6), HEADER_SIZE + 1)

@@ -42,7 +42,7 @@ def test_readme_commands_exist() -> None:
         assert all(option in text for option in rest if option.startswith("--")), line
 
 
-@pytest.mark.parametrize(("column", "preset"), [(1, "fast"), (2, "psc")])
+@pytest.mark.parametrize(("column", "preset"), [(1, "fast"), (2, "psc"), (3, "whole")])
 def test_spec_table_is_the_profile(column: int, preset: str) -> None:
     table = [[c.strip() for c in line.strip("|").split("|")] for line in SPEC.splitlines() if line.startswith("| ")]
     said = {row[0]: row[column] for row in table[1:]}

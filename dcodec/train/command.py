@@ -32,7 +32,7 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
     help="To train for; 0 only makes the checkpoint in DIR exact again.",
 )  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
-@click.option("--start", metavar="PATH|photo", help="Weights to go on from: those of the shipped prior, or a checkpoint's.")
+@click.option("--start", metavar="NAME|PATH", help="Weights to go on from: of photo or mnist, as shipped, or a checkpoint's.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), default=6e-4, show_default=True, help="Learning rate.")
 @click.option("--batch", type=click.IntRange(1), help="Crops a step, in multiples of 32.  [default: 1, cuda 8]")
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="Mirror and turn some crops: not for letters.")
@@ -80,8 +80,8 @@ def train(
     begin = time.monotonic()
     run = fit.resume(out)
     if run is None:
-        shipped = Path(str(files("dcodec.train"))) / "photo.safetensors"
-        run = None if start is None else fit.load(shipped if start == "photo" else Path(start))
+        shipped = Path(str(files("dcodec.train"))) / f"{start}.safetensors"
+        run = None if start is None else fit.load(shipped if shipped.exists() else Path(start))
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
     if run is not None and widths is not None:
