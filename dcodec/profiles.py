@@ -60,8 +60,8 @@ def profile(preset: str, rows: int = 0) -> Profile:
         )  # fmt: skip
     if preset == "whole":
         return Profile(
-            "whole", samples=64, warm=False, gains=False, evaluations=8, first_evaluations=8,
-            tile=0, rank=8, limit=0, own=1.0, first_step=2.8284271247461903, ratio=0.8, threshold=0.36, averaged=64,
+            "whole", samples=192, warm=False, gains=False, evaluations=4, first_evaluations=4,
+            tile=0, rank=8, limit=0, own=1.0, first_step=4.0, ratio=0.8, threshold=0.36, averaged=64,
         )  # fmt: skip
     return Profile(
         "fast", samples=16, warm=True, gains=True, evaluations=2, first_evaluations=8, tile=4, rank=16,
