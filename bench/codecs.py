@@ -137,7 +137,7 @@ class Dcodec:
         c, h, w = x.shape
         header = Header(w, h, c == 1, "fast", 0, entry.digest[:2])
         setting = codec.Setting.of(header, catalog.load(entry))
-        y = torch.from_numpy(x)[None] * (api._LUMA if c == 1 else 1.0)
+        y = api.enter(setting, torch.from_numpy(x)[None])
         return setting, codec.encode(y, header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
 
 

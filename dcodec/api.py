@@ -6,13 +6,13 @@ The method itself is in `codec`; here budgets, estimates and picture types meet 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcodec.container import HEADER_SIZE, MAX_SIDE, PRESETS, BitstreamError, Header
+from dcodec.container import MAX_SIDE, PRESETS, BitstreamError, Header, second_part
 from dcodec.pictures import PictureError, from_array, from_image, to_image
 from dcodec.prior import catalog
 
@@ -30,7 +30,6 @@ Report = dict[str, Any]
 
 MEAN_EVALUATIONS, MEAN_ROUNDS = 4, 3  # of the denoiser for each of them; of 3 evaluations more
 SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
-_LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class _Counted:
     def __init__(self, prior: "Prior") -> None:
         self._prior, self.evaluations = prior, 0
         self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
+        self.size, self.latent = prior.size, prior.latent
         self.seconds = 0.0
 
     def __call__(self, x: "Tensor", sigma: float) -> "Tensor":
@@ -80,7 +80,10 @@ def encode(
     psnr: float | None = None,
     preset: str = "fast",
     rows: int | None = None,
-    prior: str = catalog.DEFAULT,
+    prior: "str | Prior" = catalog.DEFAULT,
+    prompt: str = "",
+    guidance: float = 1.0,
+    arithmetic: str = "exact",
     device: str = "cpu",
     seed: int = 0,
     chunk: int = 0,
@@ -92,7 +95,10 @@ def encode(
     image: a Pillow image, uint8 or uint16 (h, w) or (h, w, 3), or float32 (C, h, w) in [-1, 1].
     bpp, size, psnr: exactly one; bits a pixel and bytes are met exactly, header included; psnr (dB) ends the stream at the
     first prefix whose mean estimate reaches it.
-    preset: `fast`, `whole`, or `psc` with `rows` rows a step (1). prior: a name or a safetensors file.
+    preset: `fast`, `whole`, or `psc` with `rows` rows a step (1).
+    prior: a name, a safetensors file, a folder that diffusers wrote, a hub's id, or a Prior in memory.
+    prompt, guidance: for priors that take one; stored in the stream.
+    arithmetic: `exact`, or for diffusers models `native`, several times as fast, for streams that only this machine decodes.
     seed: of the shared noise.
     chunk: samples in the denoiser at once (0: by memory); never changes the bytes.
     report: filled with bytes, bpp, psnr, refreshes, nfe, seconds. progress: called as progress(bits, of, note).
@@ -103,25 +109,38 @@ def encode(
         raise ValueError("give exactly one of bpp, size and psnr")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it is one of {', '.join(PRESETS)}")
-    entry = catalog.find(prior)
     x = _picture(image)
     c, h, w = x.shape
     if bpp is not None:
         size = int(math.floor(bpp * w * h / 8 + 1e-9))
-    if size is not None and size < HEADER_SIZE:
-        raise ValueError(f"a budget of {size} bytes is smaller than the header of {HEADER_SIZE}")
-    header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, entry.digest[:2], seed)
+    if arithmetic not in ("exact", "native"):
+        raise ValueError(f"arithmetic {arithmetic!r} is unknown: it is exact or native")
+    native = arithmetic == "native"
+    rest = second_part(b"\0\0\0\0" if native else b"", prompt, guidance)
+    header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, b"\0\0", seed, rest=rest)
     header.pack()  # refuses fields out of range before the work starts
+    if size is not None and size < header.size:
+        raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}")
+    if isinstance(prior, str):
+        entry = catalog.find(prior)
 
     import torch
 
     from dcodec import codec
+    from dcodec.domain import enter
+    from dcodec.exact.machine import fingerprint
 
-    counted = _Counted(catalog.load(entry, device))
+    loaded = catalog.load(entry, device, arithmetic) if isinstance(prior, str) else prior
+    header = replace(header, prior=loaded.digest[:2])
+    if native:
+        header = replace(header, rest=second_part(fingerprint(device, chunk), prompt, guidance))
+    if prompt:
+        loaded = catalog.prompted(loaded, prompt, header.guidance)
+    counted = _Counted(loaded)
     setting = codec.Setting.of(header, counted, device, chunk)
-    y = torch.from_numpy(x)[None] * (_LUMA if c == 1 else 1.0)
+    y = enter(setting, torch.from_numpy(x)[None])
     if size is not None:
-        written, payload = _encode_to_size(y, header, setting, size - HEADER_SIZE, progress)
+        written, payload = _encode_to_size(y, header, setting, size - header.size, progress)
     else:
         assert psnr is not None
         written, payload = _encode_to_psnr(y, x, header, setting, psnr, progress)
@@ -185,7 +204,7 @@ def decode(
     *,
     estimate: str = "mean",
     size: int | None = None,
-    prior: str | None = None,
+    prior: "str | Prior | None" = None,
     device: str = "cpu",
     seed: int | None = None,
     chunk: int = 0,
@@ -195,8 +214,8 @@ def decode(
 ) -> "Image.Image":
     """The picture that a stream, or its first `size` bytes, describes.
 
-    estimate: `mean` (least squared error) or `sample` (realistic). prior: the weights file, for streams of a prior that is
-    not installed. seed: of the estimate's own noise; other seeds give other samples of the same bits.
+    estimate: `mean` (least squared error) or `sample` (realistic). prior: as for `encode`, for streams of a prior that is not
+    installed. seed: of the estimate's own noise; other seeds give other samples of the same bits.
     Raises BitstreamError when the stream is damaged or made with another prior, ValueError for senseless arguments.
     """
     if estimate not in ("mean", "sample"):
@@ -213,7 +232,7 @@ def decode_many(
     *,
     samples: int,
     size: int | None = None,
-    prior: str | None = None,
+    prior: "str | Prior | None" = None,
     device: str = "cpu",
     seed: int | None = None,
     chunk: int = 0,
@@ -236,7 +255,7 @@ def progressive(
     data: bytes,
     *,
     steps: int = 6,
-    prior: str | None = None,
+    prior: "str | Prior | None" = None,
     device: str = "cpu",
     chunk: int = 0,
     max_side: int = MAX_SIDE,
@@ -246,7 +265,7 @@ def progressive(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     session = _Session.of(data, None, prior, device, chunk, max_side, progress)
-    first = min(max(len(data) / 32, HEADER_SIZE + 4.0), len(data))
+    first = min(max(len(data) / 32, session.header.size + 4.0), len(data))
     ratio = (len(data) / first) ** (1 / max(steps - 1, 1))
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
@@ -274,6 +293,9 @@ def info(data: bytes) -> dict[str, Any]:
         "seed": header.seed,
         "step": header.step,
         "fingerprint": header.fingerprint.hex(),
+        "arithmetic": "native" if header.machine else "exact",
+        "prompt": header.prompt or None,
+        "guidance": header.guidance,
     }
 
 
@@ -306,7 +328,7 @@ class _Session:
 
     @classmethod
     def of(
-        cls, data: bytes, size: int | None, prior: str | None, device: str, chunk: int, max_side: int,
+        cls, data: bytes, size: int | None, prior: "str | Prior | None", device: str, chunk: int, max_side: int,
         progress: Progress | None,
     ) -> "_Session":  # fmt: skip
         begin = time.perf_counter()
@@ -316,24 +338,37 @@ class _Session:
             raise BitstreamError(
                 f"the stream describes {header.width}x{header.height} pixels, the limit is {max_side} a side (--max-side)"
             )
-        entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
-        if entry is None:
-            raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior FILE)")
-        if entry.digest[:2] != header.prior:
+        from dcodec import codec
+        from dcodec.exact.machine import fingerprint
+
+        native = bool(header.machine)
+        if native and header.machine != fingerprint(device, chunk):
             raise BitstreamError(
-                f"the stream was made with prior {header.prior.hex()}, not with {entry.name} {entry.digest[:2].hex()}"
+                "the stream was made with --arithmetic native, on another machine or with other software, threads or device: "
+                "only the one that wrote it reads it"
+            )
+        if prior is None or isinstance(prior, str):
+            entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
+            if entry is None:
+                raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior PATH)")
+            loaded = catalog.load(entry, device, "native" if native else "exact")
+        else:
+            loaded = prior
+        if loaded.digest[:2] != header.prior:
+            raise BitstreamError(
+                f"the stream was made with prior {header.prior.hex()}, not with {loaded.name} {loaded.digest[:2].hex()}"
             )
 
-        from dcodec import codec
-
-        counted = _Counted(catalog.load(entry, device))
+        if header.prompt:
+            loaded = catalog.prompted(loaded, header.prompt, header.guidance)
+        counted = _Counted(loaded)
         return cls(data, size, header, codec.Setting.of(header, counted, device, chunk), counted, begin, progress)
 
     def states(self, sizes: list[int]) -> Iterator[tuple[int, "State"]]:
         """The state that each prefix settles."""
         from dcodec import codec
 
-        bits = 8 * (max(sizes) - HEADER_SIZE)
+        bits = 8 * (max(sizes) - self.header.size)
 
         def tell(done: float) -> None:
             if self.progress:
@@ -368,9 +403,9 @@ def _samples(
 ) -> Pixels:
     """(count, C, h, w) samples, not clipped."""
     from dcodec import codec
+    from dcodec.domain import leave
 
-    x = codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n, rounds=rounds).numpy()
-    return (x / _LUMA).astype(np.float32) if setting.layout.channels == 1 else x
+    return leave(setting, codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n, rounds=rounds))
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:

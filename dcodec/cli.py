@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dcodec
+from dcodec.prior.command import priors
 from dcodec.train.command import train
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ _max_side = click.option(
 )  # fmt: skip
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
 _prior_file = click.option(
-    "--prior", metavar="PATH", help="File of the prior, if it is not an installed one that the stream names."
+    "--prior", metavar="NAME|PATH|ID",
+    help="The prior, where it is not an installed one that the stream names: as for encode."
 )
 
 
@@ -129,8 +131,17 @@ def cli() -> None:
 )  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 31), metavar="N", help="Rows a step, psc only.  [default: 1]")
 @click.option(
-    "--prior", metavar="NAME|PATH", default="photo", show_default=True,
-    help="One of `dcodec priors`, or the file of another.",
+    "--prior", metavar="NAME|PATH|ID", default="photo", show_default=True,
+    help="One of `dcodec priors`, the file or folder of another, a folder that diffusers wrote, or a hub's owner/model.",
+)  # fmt: skip
+@click.option("--prompt", default="", metavar="TEXT", help="What the picture shows, for models of text; part of OUT.")
+@click.option(
+    "--guidance", type=click.FloatRange(0, 31.875), default=1.0, show_default=True, metavar="G",
+    help="How far to exaggerate the prompt (classifier-free guidance), in eighths.",
+)  # fmt: skip
+@click.option(
+    "--arithmetic", type=click.Choice(["exact", "native"]), default="exact", show_default=True,
+    help="native: diffusers models run several times as fast, and only this machine reads OUT.",
 )  # fmt: skip
 @_device
 @_seed
@@ -139,8 +150,8 @@ def cli() -> None:
 @_quiet
 def encode(
     source: str, out: str, bpp: float | None, size: int | None, psnr: float | None, preset: str,
-    rows: int | None, prior: str, device: str, seed: int | None, background: str | None, max_side: int,
-    quiet: bool,
+    rows: int | None, prior: str, prompt: str, guidance: float, arithmetic: str, device: str, seed: int | None,
+    background: str | None, max_side: int, quiet: bool,
 ) -> None:  # fmt: skip
     """Compress the picture IN to the stream OUT.
 
@@ -153,6 +164,8 @@ def encode(
     dcodec encode photo.jpg photo.dcx --bytes 2000
     dcodec encode logo.png logo.dcx --psnr 30 --background white
     cat photo.png | dcodec encode - - | ssh host 'cat > photo.dcx'
+    dcodec encode face.png face.dcx --prior google/ddpm-celebahq-256
+    dcodec encode cat.png cat.dcx --prior ./stable-diffusion --prompt "a cat on a sofa"
     """
     _at_most_one({"--bpp": bpp, "--bytes": size, "--psnr": psnr})
     if rows is not None and preset != "psc":
@@ -166,8 +179,8 @@ def encode(
     report: dict[str, Any] = {}
     with _bar("encoding", quiet) as progress:
         data = dcodec.encode(
-            x, bpp=bpp, size=size, psnr=psnr, preset=preset, rows=rows, prior=prior, device=device,
-            seed=seed or 0, report=report, progress=progress,
+            x, bpp=bpp, size=size, psnr=psnr, preset=preset, rows=rows, prior=prior, prompt=prompt, guidance=guidance,
+            arithmetic=arithmetic, device=device, seed=seed or 0, report=report, progress=progress,
         )  # fmt: skip
     pictures.write_atomically(out, data)
     _close(out, report, quiet)
@@ -321,16 +334,7 @@ def info(source: str, as_json: bool) -> None:
         click.echo(f"{key:{width}}  {value:.6g}" if isinstance(value, float) else f"{key:{width}}  {value}")
 
 
-@cli.command()
-def priors() -> None:
-    """List the installed priors: name, size, cost (GFLOP an evaluation at 256x256), what they know, hash, file."""
-    for prior in dcodec.priors():
-        click.echo(
-            f"{prior['name']:12}  {prior['bytes'] or 0:>11,} bytes  {prior['gflop']:6.2f} GFLOP  {prior['domain']}"
-            f"  sha256 {str(prior['sha256'] or '-')[:16]}  {prior['path'] or 'built in'}"
-        )
-
-
+cli.add_command(priors)
 cli.add_command(train)
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec.container import HEADER_SIZE, BitstreamError, Header
+from dcodec.container import BitstreamError, Header
 from dcodec.entropy import Decoder, Encoder
 from dcodec.posterior import Measured, normals, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
@@ -35,9 +35,13 @@ ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
 
 @dataclass(frozen=True)
 class Setting:
-    """What a walk needs besides symbols: the header's content made concrete. chunk: samples through the denoiser at once."""
+    """What a walk needs besides symbols: the header's content made concrete. chunk: samples through the denoiser at once.
+
+    picture: channels, height and width of what is coded; the layout's are those of the walk, which latent models make smaller.
+    """
 
     prior: Prior
+    picture: tuple[int, int, int]
     profile: Profile
     layout: Layout
     seed: int
@@ -48,19 +52,22 @@ class Setting:
     @classmethod
     def of(cls, header: Header, prior: Prior, device: str = "cpu", chunk: int = 0) -> "Setting":
         """The walk that a header describes."""
-        channels = 1 if header.gray else 3
+        picture = 1 if header.gray else 3, header.height, header.width
+        channels, height, width = prior.latent.shape(*picture[1:]) if prior.latent else picture
         if channels not in prior.channels:
-            raise ValueError(f"prior {prior.name} knows pictures of {prior.channels} channels, not of {channels}")
+            if channels != 1:
+                raise ValueError(f"prior {prior.name} knows pictures of {prior.channels[0]} channels, not of {channels}")
+            channels = prior.channels[-1]  # gray pictures are pictures in colour too
         p = profile(header.preset, header.rows)
-        if not p.tile and channels * header.height * header.width > MAX_WHOLE:
+        if not p.tile and channels * height * width > MAX_WHOLE:
             raise BitstreamError(
                 f"preset {header.preset} takes pictures of up to {MAX_WHOLE} values, "
                 f"not {header.width}x{header.height}x{channels}: use preset fast"
             )
-        layout = p.layout(channels, header.height, header.width)
+        layout = p.layout(channels, height, width, prior.size)
         octaves, eighths = divmod(header.step - 128, 8)
-        first = p.first_step * (1 << layout.coarsest) * EIGHTHS[eighths] * 2.0**octaves
-        return cls(prior, p, layout, header.seed, first, device, chunk)
+        first = p.first_step * (1 << p.depth(height, width)) * EIGHTHS[eighths] * 2.0**octaves
+        return cls(prior, picture, p, layout, header.seed, first, device, chunk)
 
 
 @dataclass(frozen=True)
@@ -324,7 +331,7 @@ class Written:
             symbols = decoder.read(levels, bands)
             if decoder.ended:
                 if turn < len(self.turns) - len(self.steps):  # too far back: decode
-                    return next(states(self.header.pack() + payload, self.header, setting, [HEADER_SIZE + size]))[1]
+                    return next(states(self.header.pack() + payload, self.header, setting, [self.header.size + size]))[1]
                 step = self.steps[turn - len(self.turns)]
                 before = replace(step.before, samples=step.after.samples, scale=step.after.scale)
                 return learn(setting, before, step.directions, symbols)
@@ -355,16 +362,17 @@ def states(
     data: bytes, header: Header, setting: Setting, sizes: Sequence[int], progress: Callable[[float], None] | None = None
 ) -> Iterator[tuple[int, State]]:
     """(size, the state that the first `size` bytes of `data` settle) for each of `sizes` (rising), in one walk."""
-    payload = data[HEADER_SIZE : max(sizes)]
+    begin = header.size
+    payload = data[begin : max(sizes)]
     waiting = sorted(set(sizes))
-    reader = Reader(header, payload, [size - HEADER_SIZE for size in waiting[:-1]])
+    reader = Reader(header, payload, [size - begin for size in waiting[:-1]])
     last: State | None = None
     for state in walk(setting, reader):
         for size, (directions, symbols) in sorted(reader.cuts.items()):
             assert last is not None
             before = replace(last, samples=state.samples, scale=state.scale)
-            yield size + HEADER_SIZE, learn(setting, before, directions, symbols)
-            waiting.remove(size + HEADER_SIZE)
+            yield size + begin, learn(setting, before, directions, symbols)
+            waiting.remove(size + begin)
         if progress:
             progress(reader.bits)
         last = state

@@ -44,11 +44,18 @@ class Profile:
     last_step: float = 2.0**-8
     averaged: int = 8
 
-    def layout(self, channels: int, height: int, width: int) -> Layout:
-        """The pyramid of a picture: samples begin at the area of some 24 to 48 pixels square (tiled presets only)."""
+    def depth(self, height: int, width: int) -> int:
+        """The scale at which a picture has the area of some 24 to 48 pixels square (tiled presets only)."""
         deepest = min(height, width).bit_length() - 1 if self.tile else 0
-        coarsest = min(deepest, max(0, (math.isqrt(height * width) // 24).bit_length() - 1))
-        return Layout(channels, height, width, min(coarsest + BELOW, deepest), self.tile, coarsest)
+        return min(deepest, max(0, (math.isqrt(height * width) // 24).bit_length() - 1))
+
+    def layout(self, channels: int, height: int, width: int, least: tuple[int, int] | None = None) -> Layout:
+        """The pyramid of a picture: samples begin at `depth`, or sooner, where the picture still has `least` pixels a side."""
+        deepest = min(height, width).bit_length() - 1 if self.tile else 0
+        coarsest = depth = self.depth(height, width)
+        while coarsest and least and (-(-height >> coarsest) < least[0] or -(-width >> coarsest) < least[1]):
+            coarsest -= 1
+        return Layout(channels, height, width, min(depth + BELOW, deepest), self.tile, coarsest)
 
 
 def profile(preset: str, rows: int = 0) -> Profile:

@@ -18,8 +18,8 @@ SPEC = (ROOT / "dcodec" / "SPEC.md").read_text()
 
 
 def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The Python block of README runs as it stands, from the project's folder."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    """The first Python block of README runs as it stands, from the project's folder (test_diffusers.py runs the second)."""
+    block, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     monkeypatch.chdir(ROOT)
     exec(compile(block, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -57,7 +57,11 @@ def test_spec_table_is_the_profile(column: int, preset: str) -> None:
 
 def test_spec_header_is_the_struct() -> None:
     sizes = {"char": 1, "uint8_t": 1, "uint16_t": 2}
-    fields = re.findall(r"^    (char|uint8_t|uint16_t)\s+\w+(?:\[(\d)\])?;", SPEC, re.M)
-    assert sum(sizes[kind] * int(count or 1) for kind, count in fields) == container.HEADER_SIZE
+    parts = SPEC.split("struct dcx_second_part")
+    told = [re.findall(r"^    (char|uint8_t|uint16_t)\s+\w+(?:\[(\d)\])?;", part, re.M) for part in parts]
+    first, second = (sum(sizes[kind] * int(count or 1) for kind, count in fields) for fields in told)
+    assert first == container.HEADER_SIZE
+    native = container.second_part(machine=b"abcd")
+    assert len(container.second_part(b"abcd", "x")) > second == len(native) + 1
     assert f"header, {container.HEADER_SIZE} bytes" in SPEC
     assert f"version {container.VERSION}" in SPEC

@@ -1,12 +1,15 @@
 """What does a codec need of a prior? A denoiser at fixed noise levels, and an identity.
 
-The shipped ones: `gaussian` (closed form, no weights) and `photo` (an integer network). See `catalog` for finding them.
+The shipped ones: `gaussian` (closed form, no weights), `photo` and `mnist` (integer networks); `adapter` makes one of any
+diffusers model. See `catalog` for finding them.
 """
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dcodec.prior.latent import Latent
 
 # 2**(i / 8)
 EIGHTHS = (1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951,
@@ -33,6 +36,14 @@ class Prior(Protocol):
     @property
     def channels(self) -> tuple[int, ...]:
         """Channel counts it can denoise."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the only pictures that it knows well, at their own scale; None when any scale will do."""
+
+    @property
+    def latent(self) -> "Latent | None":
+        """The autoencoder on whose latents the walk runs, if it does not run on pictures."""
 
     def __call__(self, x: "Tensor", sigma: float) -> "Tensor":
         """E[x0 | x]."""

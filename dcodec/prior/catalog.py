@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcodec.prior import folder
+
 if TYPE_CHECKING:
     from dcodec.prior import Prior
 
@@ -26,13 +28,18 @@ WEIGHTS = "prior.safetensors"  # the prior in a folder that `dcodec train` wrote
 
 @dataclass(frozen=True)
 class Entry:
-    """An installed prior. path: its weights, None for the closed form; digest: 32 bytes; domain: what it knows."""
+    """A prior that can be loaded. path: its weights, a folder for diffusers models, None for the closed form.
+
+    digest: 32 bytes, empty where only loading tells (a folder that was not added). domain: what it knows. cost: GFLOP of an
+    evaluation, where a record tells.
+    """
 
     name: str
     path: Path | None
     size: int
     digest: bytes
     domain: str
+    cost: float = 0.0
 
 
 def gaussian_digest(parameters: Spectrum) -> bytes:
@@ -40,8 +47,18 @@ def gaussian_digest(parameters: Spectrum) -> bytes:
     return sha256(repr(("gaussian", 1, parameters)).encode()).digest()
 
 
-@cache
 def installed() -> tuple[Entry, ...]:
+    """The priors that come with the package, the default first, and those that were added."""
+    added = (
+        Entry(name, path, int(record.get("bytes", 0)), bytes.fromhex(record.get("sha256", "")), str(record.get("domain", "")),
+              float(record.get("gflop", 0.0)))
+        for name, path, record in folder.added()
+    )  # fmt: skip
+    return (*shipped(), *added)
+
+
+@cache
+def shipped() -> tuple[Entry, ...]:
     """The priors that come with the package, the default first."""
     domains = {"photo": "photographs, colour or gray, any size", "mnist": "handwritten digits, gray, 28x28"}
     weights = sorted(Path(str(files("dcodec.prior"))).glob("*.safetensors"), key=lambda p: p.stem != DEFAULT)
@@ -60,10 +77,11 @@ def _entry(name: str, path: Path, domain: str = "") -> Entry:
 def gflop(entry: Entry, side: int = 256) -> float:
     """10^9 multiplications and additions of its network in one evaluation of a picture, `side` pixels a side; 0 without one.
 
-    Counted from the shapes that stand at the head of its file. Raises ValueError when it is not one of `dcodec train`'s.
+    Of an added model, at the size that it was made for. Counted from the shapes that stand at the head of its file. Raises
+    ValueError when it is not one of `dcodec train`'s.
     """
-    if entry.path is None:
-        return 0.0
+    if entry.path is None or entry.path.is_dir():
+        return entry.cost
     try:
         with open(entry.path, "rb") as file:  # safetensors: length of the head, head in JSON, numbers
             head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -84,27 +102,41 @@ def gflop(entry: Entry, side: int = 256) -> float:
 
 
 def find(name: str) -> Entry:
-    """The prior called `name`, or in the safetensors file or trained folder `name`; ValueError with what there is, if none."""
+    """The prior called `name`, or in the safetensors file or folder `name`, or of a hub's id; ValueError if there is none."""
     for entry in installed():
         if entry.name == name:
             return entry
     path = Path(name)
     if path.is_dir() and (path / WEIGHTS).is_file():
         return _entry(path.resolve().name, path / WEIGHTS)
+    if path.is_dir() and folder.is_model(path):
+        return Entry(path.resolve().name, path.resolve(), folder.read(path).size(), b"", "")
     if path.is_file() and path.suffix == ".safetensors":
         return _entry(path.stem, path)
+    if folder.looks_like_hub_id(name):
+        copy = folder.download(name)
+        return Entry(name, copy, folder.read(copy).size(), b"", "")
     known = ", ".join(entry.name for entry in installed())
-    raise ValueError(f"prior {name!r} is neither installed ({known}) nor a .safetensors file or a folder with {WEIGHTS}")
+    raise ValueError(
+        f"prior {name!r} is neither installed ({known}) nor a .safetensors file, a folder with {WEIGHTS} or a diffusers model, "
+        "or a hub's id (owner/model)"
+    )
 
 
 def identify(digest: bytes) -> Entry | None:
     """The installed prior whose digest starts with `digest`, if any."""
-    return next((entry for entry in installed() if entry.digest.startswith(digest)), None)
+    return next((entry for entry in installed() if entry.digest and entry.digest.startswith(digest)), None)
 
 
 @cache
-def load(entry: Entry, device: str = "cpu") -> "Prior":
+def load(entry: Entry, device: str = "cpu", arithmetic: str = "exact") -> "Prior":
     """The prior itself, ready on `device`. ValueError when its file is not one that this version reads."""
+    if entry.path is not None and entry.path.is_dir():
+        from dcodec.prior.adapter import DiffusersPrior
+
+        return DiffusersPrior.load(entry.path, entry.name, device, arithmetic)
+    if arithmetic != "exact":
+        raise ValueError(f"prior {entry.name} computes exactly as it is: --arithmetic native is for diffusers models")
     if entry.path is None:
         from dcodec.prior.gaussian import GaussianPrior
 
@@ -112,3 +144,12 @@ def load(entry: Entry, device: str = "cpu") -> "Prior":
     from dcodec.prior.photo import PhotoPrior
 
     return PhotoPrior.load(entry, device)
+
+
+def prompted(prior: "Prior", prompt: str, guidance: float) -> "Prior":
+    """The prior told what the picture shows; ValueError when it takes no prompt."""
+    from dcodec.prior.adapter import DiffusersPrior
+
+    if not isinstance(prior, DiffusersPrior):
+        raise ValueError(f"prior {prior.name} takes no prompt")
+    return prior.prompted(prompt, guidance)

@@ -127,6 +127,14 @@ class GaussianPrior:
     name: str = "gaussian"
 
     @property
+    def size(self) -> None:
+        """Any scale."""
+
+    @property
+    def latent(self) -> None:
+        """Pictures themselves."""
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Channel counts this prior can denoise."""
         return (1, len(self.parameters))

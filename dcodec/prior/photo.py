@@ -47,6 +47,14 @@ class PhotoPrior:
         return cls(entry.name, entry.digest, parameters, body)
 
     @property
+    def size(self) -> None:
+        """Any scale."""
+
+    @property
+    def latent(self) -> None:
+        """Pictures themselves."""
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Channel counts it can denoise."""
         return (1,) if self.body.channels == 1 else (1, 3)
