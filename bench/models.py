@@ -1,28 +1,75 @@
 """Which small diffusers models are the adapters measured with? Trained here, as no hub is at hand; saved as diffusers saves.
 
-    python -m bench.models digits IDX OUT --minutes 30      a 28x28 gray UNet2DModel, epsilon, with attention: a real prior
+    python -m bench.models digits IDX OUT --minutes 60       a 28x28 gray UNet2DModel, epsilon, with attention
+    python -m bench.models latents TAR TAEF2 OUT --minutes 60    a UNet2DModel on the latents of a real autoencoder
+
+TAEF2 is the folder of the small autoencoder for FLUX.2's latents (madebyollin/taesd) with a reader `taef2.py`; it is not one of
+diffusers' classes, so `Taef2` gives it their interface.
 """
 
-import gzip
+import importlib.util
+import io
+import itertools
 import math
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-TRAINING_DIGITS = 9000  # of the 10,000 in the file; the rest are for tests
+from bench import digits as small
+from dcodec.pictures import from_image
+
 BATCH = 64
+CROP = 192  # pixels a side of what the latent model learns from
+LATENT_SCALE = 1.18  # 1 / standard deviation of TAEF2's latents of photographs
 
 
-def digits(path: Path) -> Tensor:
-    """The training digits of an IDX file, (N, 1, 28, 28) float32 in [-1, 1]."""
-    raw = np.frombuffer(gzip.open(path).read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return torch.from_numpy(raw[:TRAINING_DIGITS].astype(np.float32) / 127.5 - 1.0)
+class Taef2(nn.Module):
+    """TAEF2 with the interface of diffusers' autoencoders: pictures (B, 3, H, W) in [-1, 1], latents (B, 32, H/8, W/8)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._reader = _module(folder / "taef2.py")
+        self._names = {}
+        for part, weights in self._reader.load(folder).items():
+            self._names[part] = list(weights)
+            for name, value in weights.items():
+                self.register_parameter(self._flat(part, name), nn.Parameter(value, requires_grad=False))
+        self.config = SimpleNamespace(scaling_factor=LATENT_SCALE)
+
+    @staticmethod
+    def _flat(part: str, name: str) -> str:
+        return f"{part}.{name}".replace(".", "_")
+
+    def _weights(self, part: str) -> dict[str, Tensor]:
+        return {name: getattr(self, self._flat(part, name)) for name in self._names[part]}
+
+    def encode(self, x: Tensor) -> Any:
+        """As AutoencoderTiny."""
+        return SimpleNamespace(latents=self._reader.encode(self._weights("encoder"), x * 0.5 + 0.5))
+
+    def decode(self, z: Tensor) -> Any:
+        """As AutoencoderTiny."""
+        return SimpleNamespace(sample=self._reader.decode(self._weights("decoder"), z) * 2.0 - 1.0)
+
+
+def _module(path: Path) -> ModuleType:
+    """The Python file as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def fit(model: nn.Module, pictures: Iterator[Tensor], betas: Tensor, minutes: float, rate: float = 1e-3) -> Iterator[float]:
@@ -85,13 +132,50 @@ def train_digits(source: Path, out: Path, minutes: float) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)
+    raw = small.read(source)[: small.TRAIN, None].astype(np.float32)
     model = UNet2DModel(
         sample_size=28, in_channels=1, out_channels=1, block_out_channels=(16, 48, 64), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), attention_head_dim=16,
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     scheduler = DDPMScheduler(num_train_timesteps=1000)
-    tell(fit(model, batches(digits(source)), scheduler.betas, minutes))
+    tell(fit(model, batches(torch.from_numpy(raw / 127.5 - 1.0)), scheduler.betas, minutes))
+    DDPMPipeline(model, scheduler).save_pretrained(out)
+
+
+def _crops(archive: Path) -> Iterator[Tensor]:
+    """Two opposite corners of each photograph in a tar archive: (1, 3, CROP, CROP) float32 in [-1, 1]."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            x = torch.from_numpy(from_image(Image.open(io.BytesIO(tar.extractfile(member).read()))))[None]
+            if min(x.shape[2:]) > CROP and x.shape[1] == 3:
+                yield x[..., :CROP, :CROP]
+                yield x[..., -CROP:, -CROP:]
+
+
+@cli.command("latents")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("autoencoder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--minutes", type=float, default=60.0, show_default=True)
+@click.option("--crops", "count", type=int, default=1000, show_default=True, help="To learn from, two a photograph.")
+def train_latents(source: Path, autoencoder: Path, out: Path, minutes: float, count: int) -> None:
+    """A UNet2DModel and its scheduler for the latents of the photographs in a tar archive."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    codec = Taef2(autoencoder)
+    with torch.inference_mode():
+        latents = [codec.encode(crop).latents * LATENT_SCALE for crop in itertools.islice(_crops(source), count)]
+    data = torch.cat(latents).clone()
+    click.echo(f"{len(data)} latents, standard deviation {float(data.std()):.3f}")
+    model = UNet2DModel(
+        sample_size=CROP // 8, in_channels=32, out_channels=32, block_out_channels=(64, 96, 128), layers_per_block=1,
+        norm_num_groups=8, attention_head_dim=16, down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    tell(fit(model, batches(data, 32), scheduler.betas, minutes))
     DDPMPipeline(model, scheduler).save_pretrained(out)
 
 
