@@ -15,8 +15,7 @@ from bench import digits as small
 from bench import prior as quality
 from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
-
-_SUFFIXES = {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".jpg", ".jpeg"}
+from dcodec.train.data import SUFFIXES
 
 
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
@@ -31,7 +30,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 
 def _pictures(images: Path, count: int | None) -> list[Path]:
     """The first `count` pictures of a folder by name; rows know them by their stems, so no two may share one."""
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)[:count]
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)[:count]
     twice = [stem for stem, times in Counter(path.stem for path in paths).items() if times > 1]
     if not paths or twice:
         raise click.ClickException(f"{images}: " + (f"two pictures are called {twice[0]}" if twice else "no pictures"))

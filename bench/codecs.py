@@ -19,8 +19,9 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 import dcodec
+from bench import states
 from dcodec import api, codec
-from dcodec.container import HEADER_SIZE, MAX_SIDE, Header
+from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
 
@@ -132,13 +133,8 @@ class Dcodec:
 
     def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, codec.Written]:
         """What `dcodec.encode` does for `size` bytes, with all steps kept."""
-        entry = catalog.find(self.weights)
         x = from_array(picture)
-        c, h, w = x.shape
-        header = Header(w, h, c == 1, "fast", 0, entry.digest[:2])
-        setting = codec.Setting.of(header, catalog.load(entry))
-        y = api.enter(setting, torch.from_numpy(x)[None])
-        return setting, codec.encode(y, header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
+        return states.walk(catalog.load(catalog.find(self.weights)), torch.from_numpy(x)[None], size)
 
 
 def _estimate(setting: codec.Setting, state: codec.State, estimate: str) -> NDArray[np.float32]:

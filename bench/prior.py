@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bench import limit
+from bench import limit, states
 from bench.metrics import psnr
 from dcodec import api, codec
-from dcodec.container import Header
+from dcodec.container import HEADER_SIZE
 from dcodec.exact.noise import normal
 from dcodec.exact.pca import BITS
 from dcodec.pictures import to_image
@@ -86,13 +86,10 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
 def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[float]:
     """Variance of samples over the squared error of their mean, at each rate (rising) of one stream."""
     x = to_tensor(picture)
-    h, w = picture.shape[:2]
-    header = Header(w, h, False, "fast", 0, prior.digest[:2], 0)
-    setting = codec.Setting.of(header, prior)
-    sizes = [int(rate * h * w / 8) for rate in rates]
-    written = codec.encode(x, header, setting, lambda state, encoder: encoder.filled(sizes[-1]), keep=1 << 10)
+    sizes = [int(rate * x[0, 0].numel() / 8) for rate in rates]
+    setting, written = states.walk(prior, x, sizes[-1])
     for size in sizes:
-        state = written.settled(setting, size)
+        state = written.settled(setting, size - HEADER_SIZE)
         drawn = codec.estimate(
             setting, state, setting.profile.averaged, 0, n=api.MEAN_EVALUATIONS, rounds=api.MEAN_ROUNDS
         ).double()  # fmt: skip
@@ -102,7 +99,7 @@ def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) 
 def float_form(path: Path) -> Denoiser:
     """The float network of a checkpoint's weights behind its filter, as it was trained."""
     from dcodec.prior.photo import wiener_rmse
-    from dcodec.train import fit, quantize
+    from dcodec.train import fit, model, quantize
 
     run = fit.load(path)
 
@@ -110,7 +107,7 @@ def float_form(path: Path) -> Denoiser:
     def denoise(x: Tensor, sigma: float) -> Tensor:
         h, w = x.shape[2:]
         linear, inp = quantize.features(x, SIGMAS.index(sigma), run.spectrum)
-        rest = quantize.float_body(run.average, inp, torch.full((len(x),), SIGMAS.index(sigma)))
+        rest = model.body(run.average, inp, torch.full((len(x),), SIGMAS.index(sigma)))
         return (linear + rest * wiener_rmse(sigma, run.spectrum))[..., :h, :w]
 
     return denoise

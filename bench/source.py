@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench import states
 from dcodec import api, codec
-from dcodec.container import Header
 from dcodec.entropy import Encoder
 from dcodec.exact.functions import exp, normal_cdf
 from dcodec.prior.gaussian import GaussianPrior, spectrum
@@ -55,8 +55,7 @@ def walk(side: int, seed: int, stop: float) -> tuple[list[int], list[float]]:
     """Bits and PSNR in dB (range [-1, 1]) of the mean after each refresh, for one draw, until the PSNR reaches `stop`."""
     prior = GaussianPrior()
     x = torch.from_numpy(prior.draw(3, side, side, seed))[None]
-    header = Header(side, side, False, "fast", 0, prior.digest[:2], seed)
-    setting = codec.Setting.of(header, prior)
+    header, setting = states.begin(prior, x, seed)
     bits: list[int] = []
     psnr: list[float] = []
 

@@ -24,7 +24,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["domain"],
     ["api"],
     ["pipeline"],
-    ["train", "train.data"],
+    ["train", "train.data", "train.model"],
     ["train.quantize"],
     ["train.fit"],
     ["train.command", "prior.command"],

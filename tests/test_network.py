@@ -21,6 +21,7 @@ from dcodec.exact import conv as exact
 from dcodec.exact.conv import KERNEL_VARIABLE, KERNELS, Conv, choose, to_u8
 from dcodec.prior import SIGMAS
 from dcodec.prior.network import Body
+from dcodec.train import model
 from dcodec.train import quantize as training
 
 ROOT = Path(__file__).parent.parent
@@ -179,8 +180,8 @@ def test_an_unknown_kernel_is_refused() -> None:
 # The whole network
 
 
-def tiny_tensors() -> dict[str, torch.Tensor]:
-    """A network of random integers; the same on every machine, as RandomState's streams are frozen."""
+def tiny_tensors(steps: int = 0) -> dict[str, torch.Tensor]:
+    """A network of random integers, of residual blocks or of ODEs in some steps; the same everywhere: RandomState is frozen."""
     rng = np.random.RandomState(0)
     tensors = {}
 
@@ -193,6 +194,12 @@ def tiny_tensors() -> dict[str, torch.Tensor]:
         tensors[f"{name}.exponent"] = torch.tensor(-4, dtype=torch.int8)
 
     def blocks(name: str, width: int) -> None:
+        if steps:
+            layer(f"{name}.0.v", width, width, 1, 12)
+            layer(f"{name}.0.a", width, width, 3, 7, steps * len(SIGMAS))
+            layer(f"{name}.0.b", width, width, 3, 12, steps)
+            tensors[f"{name}.0.exponent"] = torch.tensor(-5, dtype=torch.int8)
+            return
         for i in range(2):
             layer(f"{name}.{i}.a", width, width, 3, 7, len(SIGMAS))
             layer(f"{name}.{i}.b", width, width, 3, 12)
@@ -221,18 +228,29 @@ def reference_body(tensors: dict[str, torch.Tensor], inp: NDArray[np.float32], l
     def exponent(name: str) -> int:
         return int(tensors[f"{name}.exponent"])
 
-    def raw(name: str, x: Ints, stride: int = 1, padding: int = 0) -> NDArray[np.float32]:
-        acc = reference_sum(x, values(f"{name}.weight"), values(f"{name}.bias")[0], stride, padding)
+    def raw(name: str, x: Ints, stride: int = 1, padding: int = 0, step: int = 0) -> NDArray[np.float32]:
+        acc = reference_sum(x, values(f"{name}.weight"), values(f"{name}.bias")[step], stride, padding)
         return np.ldexp(acc, -values(f"{name}.shift")[:, None, None]).astype(np.float32)
 
     def read(x: NDArray[np.float32], k: int, least: int) -> Ints:
         return np.clip(np.rint(np.ldexp(x, -k)), least, least + 255).astype(np.int64)
 
-    def block(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def push(name: str, x: NDArray[np.float32], step: int = 0) -> NDArray[np.float32]:
         u = read(x, exponent(name), 0)
-        acc = reference_sum(u, values(f"{name}.a.weight"), values(f"{name}.a.bias")[level], 1, 1)
+        acc = reference_sum(u, values(f"{name}.a.weight"), values(f"{name}.a.bias")[step * len(SIGMAS) + level], 1, 1)
         h = reference_relu(acc, values(f"{name}.a.shift")).astype(np.int64)
-        return x + raw(f"{name}.b", h, padding=1)
+        return raw(f"{name}.b", h, padding=1, step=step)
+
+    def blocks(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        if f"{name}.0.v.weight" not in tensors:
+            for i in range(2):
+                x = x + push(f"{name}.{i}", x)
+            return x
+        v = raw(f"{name}.0.v", read(x, exponent(f"{name}.0.v"), -128))
+        for step in range(len(tensors[f"{name}.0.b.bias"])):
+            v = v + push(f"{name}.0", x, step)
+            x = x + v
+        return x
 
     def shuffle(x: NDArray[np.float32], n: int) -> NDArray[np.float32]:
         b, c, h, w = x.shape
@@ -256,13 +274,13 @@ def reference_body(tensors: dict[str, torch.Tensor], inp: NDArray[np.float32], l
     x = (x + fine) + last
     skips = []
     for i in range(3):
-        x = block(f"down.{i}.1", block(f"down.{i}.0", x))
+        x = blocks(f"down.{i}", x)
         if i < 2:
             skips.append(x)
             x = raw(f"narrow.{i}", read(x, exponent(f"narrow.{i}"), -128), stride=2)
     for i in (1, 0):
         x = skips.pop() + shuffle(raw(f"widen.{i}", read(x, exponent(f"widen.{i}"), -128)), 2)
-        x = block(f"up.{i}.1", block(f"up.{i}.0", x))
+        x = blocks(f"up.{i}", x)
     return shuffle(raw("out", read(x, exponent("out"), 0), padding=1) * tensors["out.gain"].numpy()[:, None, None], 4)
 
 
@@ -292,6 +310,19 @@ def test_tiny_network_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch
         assert y.dtype == torch.float32
         np.testing.assert_array_equal(y.numpy(), expected)
     assert digest(y) == TINY_GOLDEN
+
+
+@every_kernel
+def test_a_tiny_network_of_odes_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+    tensors, inp = tiny_tensors(steps=3), pictures(2, 32, 48)
+    for level in (0, 88):
+        expected = reference_body(tensors, inp.numpy(), level)
+        assert np.isfinite(expected).all()
+        assert expected.std() > 1
+        np.testing.assert_array_equal(Body.load(tensors)(inp, level).numpy(), expected)
+    with pytest.raises(ValueError, match=r"."):
+        Body.load(tensors | {"up.0.0.a.bias": tensors["up.0.0.a.bias"][:-1]})
 
 
 @needs_photo
@@ -375,40 +406,22 @@ def test_bad_calls_and_bad_tensors_are_refused() -> None:
             Body.load(tensors | {key: value})
 
 
-def test_a_quantized_float_network_computes_nearly_the_same() -> None:
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_a_quantized_float_network_computes_nearly_the_same(arch: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    state = {}
-
-    def layer(name: str, *shape: int, gain: float = 1.0) -> None:
-        fan_in = math.prod(shape[1:])
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (gain * (2 / fan_in) ** 0.5)
-        state[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.1
-
-    def blocks(name: str, width: int) -> None:
-        for i in range(2):
-            layer(f"{name}.{i}.a", width, width, 3, 3)
-            layer(f"{name}.{i}.b", width, width, 3, 3)
-            layer(f"{name}.{i}.e", width, 12)
-            state[f"{name}.{i}.g"] = torch.randn((1, width, 1, 1), generator=generator) * 0.3
-
-    layer("emb.0", 12, 16)
-    layer("emb.2", 12, 12)
-    layer("inp", WIDTHS[0], 96, 3, 3)
-    for i, width in enumerate(WIDTHS):
-        blocks(f"down.{i}", width)
-    for i, (fine, coarse) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
-        layer(f"ds.{i}", coarse, fine, 2, 2)
-        layer(f"us.{i}", coarse, fine, 2, 2)
-        state[f"us.{i}.bias"] = state[f"us.{i}.bias"][:fine]
-        blocks(f"up.{i}", fine)
-    layer("out", 48, WIDTHS[0], 3, 3)
-
+    state = model.fresh(3, WIDTHS, arch)
+    for name, weight in state.items():
+        if name.endswith((".bias", ".t")):
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        elif not weight.any():  # what begins at zero
+            size = 0.3 if name.endswith(".g") else (0.5 / math.prod(weight.shape[1:])) ** 0.5
+            weight += size * torch.randn(weight.shape, generator=generator)
     levels = torch.arange(2 * len(SIGMAS)) % len(SIGMAS)
     inp = torch.randn((len(levels), 6, 32, 32), generator=generator)
     body = Body.load(training.quantize(state, inp, levels))
     for level in (0, 44, 88):
         fresh = torch.randn((4, 6, 32, 32), generator=generator)
-        true = training.float_body(state, fresh, torch.full((4,), level))
+        true = model.body(state, fresh, torch.full((4,), level))
         error = (body(fresh, level) - true).square().mean() / true.square().mean()
         assert error < 10**-2.5  # 25 dB
 

@@ -17,7 +17,7 @@ from dcodec.cli import cli
 from dcodec.pictures import to_image
 from dcodec.prior import SIGMAS, catalog
 from dcodec.prior.gaussian import GaussianPrior, wiener
-from dcodec.train import data, fit, quantize
+from dcodec.train import data, fit, model, quantize
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that seconds suffice for."""
-    monkeypatch.setattr(fit, "WIDTHS", (16, 24, 32))
-    monkeypatch.setattr(fit, "EMBEDDING", 16)
+    monkeypatch.setattr(model, "WIDTHS", (16, 24, 32))
+    monkeypatch.setattr(model, "EMBEDDING", 16)
 
 
 def run(*arguments: object) -> str:
@@ -47,9 +47,10 @@ def run(*arguments: object) -> str:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_trained_prior_encodes_here_and_decodes_in_another_process(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_a_trained_prior_encodes_here_and_decodes_in_another_process(arch: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine"
-    told = run(photos, "--out", out, "--minutes", 0.05)
+    told = run(photos, "--out", out, "--minutes", 0.05, "--arch", arch)
     assert "40 pictures, 3 held out; from step 0" in told
     first = fit.resume(out)
     assert first is not None
@@ -60,6 +61,7 @@ def test_a_trained_prior_encodes_here_and_decodes_in_another_process(photos: Pat
     second = fit.resume(out)
     assert second is not None
     assert second.steps > first.steps
+    assert model.architecture(second.average) == arch
     with open(out / "curve.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["steps"]) for row in rows] == [first.steps, second.steps]
@@ -126,13 +128,16 @@ def test_the_spectrum_of_a_gaussian_source_is_found() -> None:
             assert 0.9 < ratio < 1.1
 
 
-def test_multiplications_are_counted() -> None:
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_multiplications_are_counted(arch: str, photos: Path, tmp_path: Path) -> None:
     """Against torch's own count of the float network; the integer one reads its input thrice."""
-    network = fit.load(Path(fit.__file__).with_name("photo.safetensors")).average
+    network = model.fresh(3, (16, 24, 32), arch)
+    list(quantize.export(network, catalog.PHOTO_SPECTRUM, data.read([photos]), tmp_path / "a.safetensors", {}))
     with FlopCounterMode(display=False) as counter:
-        quantize.float_body(network, torch.zeros(1, 6, 256, 256), torch.zeros(1, dtype=torch.long))
+        model.body(network, torch.zeros(1, 6, 256, 256), torch.zeros(1, dtype=torch.long))
     twice = 2 * 2 * network["inp.weight"].numel() * 64 * 64
-    assert catalog.gflop(catalog.find("photo")) == pytest.approx((counter.get_total_flops() + twice) / 1e9, rel=1e-3)
+    found = catalog.gflop(catalog.find(str(tmp_path / "a.safetensors")))
+    assert found == pytest.approx((counter.get_total_flops() + twice) / 1e9, rel=1e-3)
 
 
 @pytest.mark.usefixtures("small")
@@ -167,7 +172,7 @@ def test_training_lowers_the_loss(photos: Path) -> None:
     torch.manual_seed(0)
     x = next(data.batches(data.read([photos]), 0))
     levels = torch.full((len(x),), SIGMAS.index(0.5))
-    net = {k: v.requires_grad_() for k, v in fit.fresh().items()}
+    net = {k: v.requires_grad_() for k, v in model.fresh().items()}
     optimizer = torch.optim.Adam(net.values(), 3e-3)
     losses = []
     for _ in range(60):
@@ -185,7 +190,7 @@ def test_nothing_learnt_is_the_wiener_filter(photos: Path) -> None:
     assert x.shape == (3, 3, 32, 32)
     level = SIGMAS.index(0.5)
     noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    rest, w = fit.estimate(fit.fresh(), catalog.PHOTO_SPECTRUM, noisy, torch.full((3,), level))
+    rest, w = fit.estimate(model.fresh(), catalog.PHOTO_SPECTRUM, noisy, torch.full((3,), level))
     assert not rest.any()
     torch.testing.assert_close(w, wiener(noisy, 0.5, catalog.PHOTO_SPECTRUM), atol=1e-4, rtol=0)
 

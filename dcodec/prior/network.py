@@ -1,8 +1,9 @@
 """Which network predicts what the Wiener filter leaves, and how does it give the same bits on every machine?
 
-A U-Net of pre-activation residual blocks, x + b(relu(a(relu(x)))), on pictures folded 4x4 into channels. With the noise
-level only the biases of the `a` layers change. Its convolutions are integer (`dcodec.exact.conv`); between them runs a
-stream of float32 in which every update is one IEEE operation per element:
+A U-Net of pre-activation residual blocks, x + b(relu(a(relu(x)))), on pictures folded 4x4 into channels; or, in their place,
+of neural ODEs of second order (`dcodec.train.model`). With the noise level only the biases of the `a` layers change. Its
+convolutions are integer (`dcodec.exact.conv`); between them runs a stream of float32 in which every update is one IEEE
+operation per element:
 
     picture -> 16-bit integers, as two bytes -> stream -> blocks -> down ... up -> + skip -> blocks -> picture
 
@@ -27,25 +28,8 @@ FINE_BITS = 7  # the first layer's weights are integers plus `fine` * 2^-FINE_BI
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """A residual block; its input is read in units of 2^exponent."""
-
-    a: Conv  # biases (LEVELS, C): the network's only knowledge of the noise level
-    b: Conv
-    exponent: int
-
-    def add_to(self, x: Tensor, level: int) -> Tensor:
-        """x + b(relu(a(relu(x)))), in place: x (B, C, h, w) float32."""
-        return x.add_(self.b.raw(self.a.relu(to_u8(x, self.exponent), level)))
-
-    def to(self, device: torch.device) -> "Block":
-        """The same block on `device`."""
-        return Block(self.a.to(device), self.b.to(device), self.exponent)
-
-
-@dataclass(frozen=True, eq=False)
 class Resample:
-    """A layer between two resolutions. Its input has a sign: it is read in units of 2^exponent, 128 above zero."""
+    """A layer between two resolutions, or for a velocity. Its input has a sign: read in units of 2^exponent, 128 above zero."""
 
     conv: Conv  # the bias takes the 128 off again
     exponent: int
@@ -57,6 +41,33 @@ class Resample:
     def to(self, device: torch.device) -> "Resample":
         """The same layer on `device`."""
         return Resample(self.conv.to(device), self.exponent)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A residual block: one step from rest; or the steps of an ODE that begins with a velocity.
+
+    Its input is read in units of 2^exponent.
+    """
+
+    a: Conv  # biases (steps LEVELS, C): the network's only knowledge of the noise level
+    b: Conv  # biases (steps, C)
+    exponent: int
+    velocity: Resample | None = None
+
+    def add_to(self, x: Tensor, level: int) -> Tensor:
+        """v <- v + b(relu(a(relu(x)))), x <- x + v at each step, in place: x (B, C, h, w) float32."""
+        v = self.velocity(x) if self.velocity else None
+        for step in range(len(self.b.bias)):
+            push = self.b.raw(self.a.relu(to_u8(x, self.exponent), step * LEVELS + level), step)
+            v = push if v is None else v.add_(push)
+            x.add_(v)
+        return x
+
+    def to(self, device: torch.device) -> "Block":
+        """The same block on `device`."""
+        velocity = self.velocity.to(device) if self.velocity else None
+        return Block(self.a.to(device), self.b.to(device), self.exponent, velocity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +109,11 @@ class Body:
             return Resample(_uncentred(conv(name, stride)), exponent(name))
 
         def blocks(name: str) -> tuple[Block, ...]:
-            stems = [f"{name}.{i}" for i in range(_count(tensors, name))]
-            return tuple(Block(conv(f"{s}.a", 1, 1), conv(f"{s}.b", 1, 1), exponent(s)) for s in stems)
+            return tuple(block(f"{name}.{i}") for i in range(_count(tensors, name)))
+
+        def block(name: str) -> Block:
+            velocity = resample(f"{name}.v", 1) if f"{name}.v.weight" in tensors else None
+            return Block(conv(f"{name}.a", 1, 1), conv(f"{name}.b", 1, 1), exponent(name), velocity)
 
         low = conv("inp")
         high = _uncentred(replace(low, bias=torch.zeros_like(low.bias), shift=low.shift - 8))

@@ -37,6 +37,10 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.option("--batch", type=click.IntRange(1), help="Crops a step, in multiples of 32.  [default: 1, cuda 8]")
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="Mirror and turn some crops: not for letters.")
 @click.option(
+    "--arch", type=click.Choice(["unet", "cunet"]),
+    help="Of a new network: residual blocks, or ODEs that share weights between their steps.  [default: unet]",
+)  # fmt: skip
+@click.option(
     "--widths", callback=_widths, metavar="N,N,..",
     help="Channels at each resolution of a new network, finest first.  [default: 96,160,224]",
 )  # fmt: skip
@@ -45,7 +49,8 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.option("-q", "--quiet", is_flag=True, help="Tell nothing.")
 def train(
     sources: tuple[Path, ...], out: Path | None, minutes: float, device: str, start: str | None, rate: float,
-    batch: int | None, mirror: bool, widths: list[int] | None, pack: Path | None, megabytes: float, quiet: bool,
+    batch: int | None, mirror: bool, arch: str | None, widths: list[int] | None, pack: Path | None, megabytes: float,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Train a prior on your own pictures: folders, or tar archives of them.
 
@@ -84,10 +89,10 @@ def train(
         run = None if start is None else fit.load(shipped if shipped.exists() else Path(start))
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
-    if run is not None and widths is not None:
-        raise ValueError("--widths is for a network that starts anew")
+    if run is not None and (widths or arch):
+        raise ValueError("--widths and --arch are for a network that starts anew")
     pictures = data.read(sources)
-    run = run or fit.begin(pictures, widths)
+    run = run or fit.begin(pictures, widths, arch or "unet")
     if len(run.spectrum) != pictures.channels:
         raise ValueError(f"the pictures have {pictures.channels} channels, those that the network knows {len(run.spectrum)}")
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ measure progress on.
 import io
 import math
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,12 +52,21 @@ class Pictures:
         return Pictures(train, self.weights, self.held, self.names, self.count, self.digest)
 
 
-def files(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file that is called like a picture, in the order of names."""
+@dataclass(frozen=True)
+class File:
+    """A picture's file of `size` bytes. read: its content, while `files` has not gone on to the next."""
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+
+
+def files(sources: Sequence[Path]) -> Iterator[File]:
+    """Every file that is called like a picture, in the order of names."""
     for source in sources:
         if source.is_dir():
             for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES):
-                yield str(path.relative_to(source)), path.read_bytes()
+                yield File(str(path.relative_to(source)), path.stat().st_size, path.read_bytes)
             continue
         try:
             with tarfile.open(source) as archive:
@@ -65,7 +74,7 @@ def files(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
                 for member in sorted(members, key=lambda member: member.name):
                     content = archive.extractfile(member)
                     assert content is not None  # a regular file
-                    yield member.name, content.read()
+                    yield File(member.name, member.size, content.read)
         except tarfile.TarError as error:
             raise ValueError(f"{source} is neither a folder nor a tar archive of pictures") from error
 
@@ -76,11 +85,12 @@ def read(sources: Sequence[Path]) -> Pictures:
     held: list[Tensor] = []
     weights: list[float] = []
     digest, count = sha256(), 0
-    for name, content in files(sources):
+    for file in files(sources):
+        content = file.read()
         try:
             full = Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, ValueError) as error:
-            raise ValueError(f"{name} is no picture that Pillow opens: {error}") from error
+            raise ValueError(f"{file.name} is no picture that Pillow opens: {error}") from error
         if min(full.size) < SMALLEST:
             continue
         digest.update(sha256(content).digest())
@@ -156,16 +166,16 @@ def middles(pictures: Sequence[Tensor], side: int) -> Tensor:
 
 def pack(sources: Sequence[Path], out: Path, megabytes: float, seed: int = 0) -> tuple[int, int]:
     """Write a tar of at most `megabytes` MiB with a random choice of the pictures; (how many are in it, of how many)."""
-    found = [(name, len(content)) for name, content in files(sources)]
-    order = np.random.default_rng(seed).permutation(len(found))
-    ends = np.cumsum([1024 + found[i][1] for i in order])  # a header and padding a member
+    sizes = [file.size for file in files(sources)]
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    ends = np.cumsum([1024 + sizes[i] for i in order])  # a header and padding a member
     chosen = set(order[: int(np.searchsorted(ends, megabytes * 2**20 - 10240, "right"))].tolist())
     part = out.with_name(out.name + ".part")
     with tarfile.open(part, "w") as archive:
-        for i, (name, content) in enumerate(files(sources)):
+        for i, file in enumerate(files(sources)):
             if i in chosen:
-                member = tarfile.TarInfo(f"{i:06}-{Path(name).name}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+                member = tarfile.TarInfo(f"{i:06}-{Path(file.name).name}")
+                member.size = file.size
+                archive.addfile(member, io.BytesIO(file.read()))
     part.replace(out)
-    return len(chosen), len(found)
+    return len(chosen), len(sizes)

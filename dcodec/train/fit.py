@@ -27,13 +27,14 @@ from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum
 from dcodec.prior.gaussian import dct_matrix, opponent, spectrum
-from dcodec.prior.network import MULTIPLE, PATCH
+from dcodec.prior.network import MULTIPLE
 from dcodec.prior.photo import wiener_rmse
+from dcodec.train import model
 from dcodec.train.data import Pictures, batches, middles
-from dcodec.train.quantize import CHECKED, State, float_body, psnr
+from dcodec.train.model import State
+from dcodec.train.quantize import CHECKED, psnr
 from dcodec.transform import extend
 
-WIDTHS, BLOCKS, EMBEDDING = (96, 160, 224), 2, 96  # channels of each resolution, blocks at each, numbers for the noise level
 EMA = 0.9997
 WARM_UP = 300  # steps
 BETAS = (0.9, 0.99)
@@ -70,40 +71,6 @@ class Report:
     psnr: tuple[float, ...] | None
 
 
-def fresh(channels: int = 3, widths: Sequence[int] | None = None, seed: int = 0) -> State:
-    """Weights to start from: every residual block and the output begin at zero, so the network begins as the filter.
-
-    channels: of the pictures; widths: channels at each resolution, finest first (WIDTHS).
-    """
-    widths = widths or WIDTHS
-    rng = torch.Generator().manual_seed(seed)
-    state: State = {}
-
-    def layer(name: str, out: int, fan: tuple[int, ...], gain: float = 1.0) -> None:
-        state[f"{name}.weight"] = torch.randn(out, *fan, generator=rng) * gain * math.sqrt(2 / math.prod(fan))
-        state[f"{name}.bias"] = torch.zeros(out)
-
-    def blocks(group: str, c: int) -> None:
-        for j in range(BLOCKS):
-            layer(f"{group}.{j}.a", c, (c, 3, 3))
-            layer(f"{group}.{j}.b", c, (c, 3, 3))
-            layer(f"{group}.{j}.e", c, (EMBEDDING,), 0.0)
-            state[f"{group}.{j}.g"] = torch.zeros(1, c, 1, 1)
-
-    layer("emb.0", EMBEDDING, (16,))
-    layer("emb.2", EMBEDDING, (EMBEDDING,))
-    layer("inp", widths[0], (2 * channels * PATCH * PATCH, 3, 3))
-    for i, c in enumerate(widths):
-        blocks(f"down.{i}", c)
-        if i + 1 < len(widths):
-            layer(f"ds.{i}", widths[i + 1], (c, 2, 2))
-            layer(f"us.{i}", widths[i + 1], (c, 2, 2))
-            state[f"us.{i}.bias"] = torch.zeros(c)  # a transposed convolution: weights (in, out, 2, 2)
-            blocks(f"up.{i}", c)
-    layer("out", channels * PATCH * PATCH, (widths[0], 3, 3), 0.0)
-    return state
-
-
 @lru_cache(maxsize=16)
 def _filter(side: int, parameters: Spectrum, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """DCT (s, s), colours (C, C), opponent ones unless gray, and spectrum (C, s, s) on a device."""
@@ -129,7 +96,7 @@ def estimate(state: State, parameters: Spectrum, noisy: Tensor, levels: Tensor) 
     w = torch.einsum("oc,bohw->bchw", colours, dct.T @ (z * variance / (variance + sigma * sigma)) @ dct)
     inp = torch.cat([(noisy - w) * 2 / (sigma * sigma + 0.25).sqrt(), w * 2], 1)
     with torch.autocast(noisy.device.type, torch.bfloat16):
-        rest = float_body(state, inp.contiguous(memory_format=torch.channels_last), levels)
+        rest = model.body(state, inp.contiguous(memory_format=torch.channels_last), levels)
     return rest.float()[..., :side, :side], w[..., :side, :side]
 
 
@@ -235,9 +202,9 @@ def resume(folder: Path) -> Run | None:
     return run if len(set(steps)) == 1 else load(folder / "average.safetensors")
 
 
-def begin(pictures: Pictures, widths: Sequence[int] | None = None) -> Run:
-    """A run that begins with nothing learnt but the pictures' spectrum."""
-    state = fresh(pictures.channels, widths)
+def begin(pictures: Pictures, widths: Sequence[int] | None = None, arch: str = "unet") -> Run:
+    """A run that begins with nothing learnt but the pictures' spectrum; widths, arch: as for `model.fresh`."""
+    state = model.fresh(pictures.channels, widths, arch)
     return Run(state, {k: v.clone() for k, v in state.items()}, fit_spectrum(middles(pictures.train, FITTED_SIDE)[:FITTED]))
 
 

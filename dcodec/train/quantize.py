@@ -3,7 +3,6 @@
 Layer by layer, from the input to the output, noisy photographs run through both networks side by side. What enters the
 integer layer already has the errors of the layers before it; its weights are rounded so that the errors of one tap make
 up for those of the others (GPTQ: Frantar et al. 2022, arXiv 2210.17323), its bias so that the mean is right.
-The checkpoint is {"A": spectrum, "sd": state}, the state that of the float network in `float_body`.
 """
 
 import json
@@ -24,10 +23,10 @@ from dcodec.prior.catalog import Spectrum
 from dcodec.prior.gaussian import wiener
 from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, PATCH, Body
 from dcodec.prior.photo import wiener_rmse
+from dcodec.train import model
 from dcodec.train.data import Pictures, middles
+from dcodec.train.model import State, affine, conv
 from dcodec.transform import extend
-
-State = dict[str, Tensor]
 
 CROPS_PER_LEVEL = 2
 CROP = 128
@@ -44,35 +43,8 @@ class Pair:
     true: Tensor
     ours: Tensor
 
-
-def embed_levels(state: State) -> Tensor:
-    """The float network's embedding of every noise level, (LEVELS, E)."""
-    device = state["emb.0.weight"].device
-    noise = torch.tensor([math.log(sigma) / 4 for sigma in SIGMAS], dtype=torch.float64, device=device)
-    angles = noise[:, None] * torch.exp(torch.linspace(-1, 3, 8, dtype=torch.float64, device=device))
-    e = torch.cat([angles.sin(), angles.cos()], 1)
-    for layer in ("emb.0", "emb.2"):
-        e = F.silu(F.linear(e, state[f"{layer}.weight"].double(), state[f"{layer}.bias"].double()))
-    return e.float()
-
-
-def float_body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
-    """The float network: inp (B, 2 C, h, w), levels (B,) -> (B, C, h, w)."""
-    e = embed_levels(state)[levels]  # (B, E)
-    x = _layer(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
-    skips = []
-    halvings = _halvings(state)
-    for i in range(halvings + 1):
-        for name in _blocks(state, f"down.{i}"):
-            x = x + _left(state, name, _hidden(state, name, x, e))
-        if i < halvings:
-            skips.append(x)
-            x = _layer(state, f"ds.{i}", x, stride=2)
-    for i in reversed(range(halvings)):
-        x = F.conv_transpose2d(x, state[f"us.{i}.weight"], state[f"us.{i}.bias"], 2) + skips.pop()
-        for name in _blocks(state, f"up.{i}"):
-            x = x + _left(state, name, _hidden(state, name, x, e))
-    return F.pixel_shuffle(_layer(state, "out", x.relu(), padding=1), PATCH)
+    def __add__(self, other: "Pair") -> "Pair":
+        return Pair(self.true + other.true, self.ours + other.ours)
 
 
 @torch.no_grad()
@@ -83,24 +55,24 @@ def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
     0, ..., LEVELS - 1 should occur. Raises ValueError (from Conv, when loaded) for a network that does not fit.
     """
     out: dict[str, Tensor] = {}
-    e = embed_levels(state)
+    e = model.embed_levels(state)
     x = _input_layer(out, state, inp)
     skips = []
-    halvings = _halvings(state)
+    halvings = model.halvings(state)
     for i in range(halvings + 1):
-        for name in _blocks(state, f"down.{i}"):
+        for name in model.blocks(state, f"down.{i}"):
             x = _block(out, state, name, x, e, levels)
         if i < halvings:
             skips.append(x)
-            true = _layer(state, f"ds.{i}", x.true, stride=2)
+            true = affine(state, f"ds.{i}", x.true, stride=2)
             x = _resample(out, f"narrow.{i}", x.ours, true, state[f"ds.{i}.weight"], stride=2)
     for i in reversed(range(halvings)):
         weight = state[f"us.{i}.weight"].permute(1, 2, 3, 0)  # (C, 2, 2, I)
         weight = weight.flatten(0, 2)[:, :, None, None]  # (4 C, I, 1, 1): the four pixels as channels (c, dy, dx)
         true = F.conv2d(x.true, weight, state[f"us.{i}.bias"].repeat_interleave(4))
-        x, skip = _resample(out, f"widen.{i}", x.ours, true, weight, stride=1), skips.pop()
-        x = Pair(F.pixel_shuffle(x.true, 2) + skip.true, F.pixel_shuffle(x.ours, 2) + skip.ours)
-        for name in _blocks(state, f"up.{i}"):
+        x = _resample(out, f"widen.{i}", x.ours, true, weight, stride=1)
+        x = Pair(F.pixel_shuffle(x.true, 2), F.pixel_shuffle(x.ours, 2)) + skips.pop()
+        for name in model.blocks(state, f"up.{i}"):
             x = _block(out, state, name, x, e, levels)
     _output_layer(out, state, x)
     return out
@@ -115,9 +87,9 @@ def _input_layer(out: dict[str, Tensor], state: State, inp: Tensor) -> Pair:
     scaled = weight * _channels(shift.exp2())
     coarse = scaled.round()
     fine = ((scaled - coarse) * 2**FINE_BITS).round()
-    true = _layer(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
+    true = affine(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
     step = (-shift).exp2() * unit  # (O,) real value of the accumulator's unit
-    acc = _conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
+    acc = conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
     bias = _mean_bias(true, acc * _rows(step), step)
     _emit(out, "inp", coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT)
     out["inp.fine"] = fine.to(torch.int8).contiguous()
@@ -125,35 +97,62 @@ def _input_layer(out: dict[str, Tensor], state: State, inp: Tensor) -> Pair:
 
 
 def _block(out: dict[str, Tensor], state: State, name: str, x: Pair, e: Tensor, levels: Tensor) -> Pair:
-    exponent = _exponent(x.ours.relu(), 255)
+    """All steps of a block share their weights: these are rounded for what the steps read, the later ones without errors."""
+    path = _path(state, name, x.true, e[levels])
+    exponent = _exponent(torch.cat([x.ours, *(at for at, _ in path[1:])]).relu(), 255)
     unit = math.ldexp(1.0, exponent)
-    u = (x.ours / unit).round().clamp(0, 255)
-    hidden = _hidden(state, name, x.true, e[levels])  # (N, C, h, w)
+    u = [(at / unit).round().clamp(0, 255) for at in (x.ours, *(at for at, _ in path[1:]))]
 
     # a: the unit of its result is free. The weights' grid follows: unit * grid * 2^shift = result.
-    weight = state[f"{name}.a.weight"]
-    result = _step(hidden, 255)
-    shift = torch.floor(torch.log2(MAX_WEIGHT * result / (unit * _peaks(weight))))
-    step = result * (-shift).exp2()  # (C,) real value of the accumulator's unit
-    integers = round_compensated(weight * unit / _channels(step), u, padding=1)
-    acc = _conv(u, integers, padding=1)
-    drift = (_conv(x.true.relu(), weight, padding=1) - acc * _rows(step)).mean((0, 2, 3))
-    times = F.linear(e, state[f"{name}.e.weight"], state[f"{name}.e.bias"]) + state[f"{name}.a.bias"]
-    biases = ((times + drift) / step).round()  # (LEVELS, C)
-    h = ((acc + biases[levels][:, :, None, None]) * _rows((-shift).exp2())).round().clamp(0, 255)
-    _emit(out, f"{name}.a", integers, biases, shift)
+    weight_a = state[f"{name}.a.weight"]
+    result = _step(torch.cat([hidden for _, hidden in path]), 255)
+    shift_a = torch.floor(torch.log2(MAX_WEIGHT * result / (unit * _peaks(weight_a))))
+    step_a = result * (-shift_a).exp2()  # (C,) real value of the accumulator's unit
+    a = round_compensated(weight_a * unit / _channels(step_a), torch.cat(u), padding=1)
+
+    def respond(true: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Biases (LEVELS, C) of `a` and its result, from what the float and the integer network read."""
+        acc = conv(u, a, padding=1)
+        drift = (conv(true.relu(), weight_a, padding=1) - acc * _rows(step_a)).mean((0, 2, 3))
+        biases = ((model.times(state, name, e, step) + state[f"{name}.a.bias"] + drift) / step_a).round()
+        return biases, ((acc + biases[levels][:, :, None, None]) * _rows((-shift_a).exp2())).round().clamp(0, 255)
 
     # b: the gain g and the unit of a's result go into its weights; its own unit must be a power of two.
-    weight = state[f"{name}.b.weight"] * state[f"{name}.g"].view(-1, 1, 1, 1) * result
-    shift = _shift(weight)
-    step = (-shift).exp2()
-    integers = round_compensated(weight / _channels(step), h, padding=1)
-    acc = _conv(h, integers, padding=1)
-    left = _left(state, name, hidden)
-    bias = _mean_bias(left, acc * _rows(step), step)
-    _emit(out, f"{name}.b", integers, bias, shift)
+    weight_b = state[f"{name}.b.weight"] * state[f"{name}.g"].view(-1, 1, 1, 1) * result
+    shift_b = _shift(weight_b)
+    step_b = (-shift_b).exp2()
+    first = respond(path[0][0], u[0], 0)
+    later = [(hidden / result).round().clamp(0, 255) for _, hidden in path[1:]]
+    b = round_compensated(weight_b / _channels(step_b), torch.cat([first[1], *later]), padding=1)
+
+    v, biases_a, biases_b = None, [], []
+    if model.flows(state, name):
+        v = _resample(out, f"{name}.v", x.ours, affine(state, f"{name}.v", x.true), state[f"{name}.v.weight"], stride=1)
+    for step, (at, hidden) in enumerate(path):
+        bias_a, h = respond(at, (x.ours / unit).round().clamp(0, 255), step) if step else first
+        acc, true = conv(h, b, padding=1), model.push(state, name, hidden)
+        bias_b = _mean_bias(true, acc * _rows(step_b), step_b)
+        push = Pair(true, (acc + _rows(bias_b)) * _rows(step_b))
+        v = push if v is None else v + push
+        x = x + v
+        biases_a.append(bias_a)
+        biases_b.append(bias_b)
+    _emit(out, f"{name}.a", a, torch.cat(biases_a), shift_a)
+    _emit(out, f"{name}.b", b, torch.stack(biases_b), shift_b)
     out[f"{name}.exponent"] = torch.tensor(exponent, dtype=torch.int8)
-    return Pair(x.true + left, x.ours + (acc + _rows(bias)) * _rows(step))
+    return x
+
+
+def _path(state: State, name: str, x: Tensor, e: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Where each step of a block starts in the float network, and its hidden layer there: (N, C, h, w) each."""
+    v = affine(state, f"{name}.v", x) if model.flows(state, name) else torch.zeros(())
+    path = []
+    for step in range(model.steps(state, name)):
+        hidden = model.hidden(state, name, x, e, step)
+        path.append((x, hidden))
+        v = v + model.push(state, name, hidden)
+        x = x + v
+    return path
 
 
 def _resample(out: dict[str, Tensor], name: str, ours: Tensor, true: Tensor, weight: Tensor, stride: int) -> Pair:
@@ -163,7 +162,7 @@ def _resample(out: dict[str, Tensor], name: str, ours: Tensor, true: Tensor, wei
     shift = _shift(weight)
     step = (-shift).exp2() * unit
     integers = round_compensated(weight * _channels(shift.exp2()), u, stride=stride)
-    acc = _conv(u, integers, stride=stride)
+    acc = conv(u, integers, stride=stride)
     bias = _mean_bias(true, acc * _rows(step), step)
     _emit(out, name, integers, bias, shift - exponent, exponent)
     return Pair(true, (acc + _rows(bias)) * _rows(step))
@@ -177,8 +176,8 @@ def _output_layer(out: dict[str, Tensor], state: State, x: Pair) -> None:
     grid = _peaks(weight) / MAX_WEIGHT  # any real number: one product undoes it at the end
     integers = round_compensated(weight / _channels(grid), u, padding=1)
     step = grid * unit
-    true = _layer(state, "out", x.true.relu(), padding=1)
-    bias = _mean_bias(true, _conv(u, integers, padding=1) * _rows(step), step)
+    true = affine(state, "out", x.true.relu(), padding=1)
+    bias = _mean_bias(true, conv(u, integers, padding=1) * _rows(step), step)
     _emit(out, "out", integers, bias, torch.zeros(len(step)), exponent)
     out["out.gain"] = step
 
@@ -274,37 +273,12 @@ def _emit(
         out[f"{name}.exponent"] = torch.tensor(exponent, dtype=torch.int8)
 
 
-def _conv(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), None, stride, padding)
-
-
-def _layer(state: State, name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    return _conv(x, state[f"{name}.weight"], stride, padding) + _rows(state[f"{name}.bias"])
-
-
-def _hidden(state: State, name: str, x: Tensor, e: Tensor) -> Tensor:
-    times = F.linear(e, state[f"{name}.e.weight"], state[f"{name}.e.bias"])  # (N, C)
-    return (_layer(state, f"{name}.a", x.relu(), padding=1) + times[:, :, None, None]).relu()
-
-
-def _left(state: State, name: str, hidden: Tensor) -> Tensor:
-    return _layer(state, f"{name}.b", hidden, padding=1) * state[f"{name}.g"]
-
-
 def _rows(x: Tensor) -> Tensor:
     return x.view(1, -1, 1, 1)
 
 
 def _channels(x: Tensor) -> Tensor:
     return x.view(-1, 1, 1, 1)
-
-
-def _halvings(state: State) -> int:
-    return sum(key.startswith("ds.") and key.endswith(".weight") for key in state)
-
-
-def _blocks(state: State, group: str) -> Iterator[str]:
-    return (key.removesuffix(".g") for key in state if key.startswith(f"{group}.") and key.endswith(".g"))
 
 
 def features(noisy: Tensor, level: int, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
@@ -344,7 +318,7 @@ def compare(state: State, body: Body, spectrum: Spectrum, crops: Tensor) -> Iter
         level = min(range(LEVELS), key=lambda i: abs(math.log(SIGMAS[i] / wanted)))
         linear, inp = features(crops + noise * SIGMAS[level], level, spectrum)
         scale = wiener_rmse(SIGMAS[level], spectrum)
-        true = float_body(state, inp, torch.full((len(inp),), level))
+        true = model.body(state, inp, torch.full((len(inp),), level))
         estimates = (linear, linear + scale * true, linear + scale * body(inp, level))
         h, w = crops.shape[2:]
         yield SIGMAS[level], *(psnr(estimate[..., :h, :w], crops) for estimate in estimates)
@@ -361,7 +335,7 @@ def export(
     inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], spectrum)
     tensors = quantize(state, inp, levels)
     metadata = {
-        "arch": json.dumps({"name": "unet-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
+        "arch": json.dumps({"name": f"{model.architecture(state)}-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
         "spectrum": json.dumps(spectrum),
         "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
         "training": json.dumps(training),

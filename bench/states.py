@@ -1,0 +1,21 @@
+"""How does an experiment get at a walk's states? As `dcodec.encode` goes for a number of bytes, with all steps kept."""
+
+from torch import Tensor
+
+from dcodec import codec
+from dcodec.container import HEADER_SIZE, Header
+from dcodec.domain import enter
+from dcodec.prior import Prior
+
+
+def begin(prior: Prior, x: Tensor, seed: int = 0) -> tuple[Header, codec.Setting]:
+    """Header and setting of a walk, preset fast, for a picture (1, C, h, w)."""
+    _, c, h, w = x.shape
+    header = Header(w, h, c == 1, "fast", 0, prior.digest[:2], seed)
+    return header, codec.Setting.of(header, prior)
+
+
+def walk(prior: Prior, x: Tensor, size: int) -> tuple[codec.Setting, codec.Written]:
+    """What a file of `size` bytes takes for a picture (1, C, h, w) float32 in [-1, 1]."""
+    header, setting = begin(prior, x)
+    return setting, codec.encode(enter(setting, x), header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
