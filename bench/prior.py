@@ -83,17 +83,20 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(torch.from_numpy(bicubic)[None]))
 
 
-def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[float]:
-    """Variance of samples over the squared error of their mean, at each rate (rising) of one stream."""
+def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[tuple[float, float, float]]:
+    """Variance of the samples that a decoder shows, of its uncertainty map, and squared error of its mean; at each rate.
+
+    The samples behind the mean (`codec.estimate` with rounds) are no measure of it: their few evaluations make them smooth.
+    """
     x = to_tensor(picture)
     sizes = [int(rate * x[0, 0].numel() / 8) for rate in rates]
-    setting, written = states.walk(prior, x, sizes[-1])
+    setting, written = states.walk(prior, x, max(sizes))
     for size in sizes:
         state = written.settled(setting, size - HEADER_SIZE)
-        drawn = codec.estimate(
-            setting, state, setting.profile.averaged, 0, n=api.MEAN_EVALUATIONS, rounds=api.MEAN_ROUNDS
-        ).double()  # fmt: skip
-        yield float(drawn.var(0).mean() / (drawn.mean(0) - x[0]).square().mean())
+        drawn = codec.estimate(setting, state, SAMPLES, 0, n=api.SAMPLE_EVALUATIONS)
+        error = torch.from_numpy(api._mean(setting, state)) - x[0]
+        shown = np.square(api._std(setting, state, drawn.numpy()), dtype=np.float64).mean()
+        yield float(drawn.double().var(0).mean()), float(shown), float(error.double().square().mean())
 
 
 def float_form(path: Path) -> Denoiser:
@@ -147,18 +150,28 @@ def report(
             for factor in FACTORS:
                 add(f"x{factor} mean, bicubic (dB)", super_resolution(prior, picture, factor))
         if "calibration" in parts:
-            add("calibration", list(calibration(prior, picture)))
+            add("calibration", [value for point in calibration(prior, picture) for value in point])
         progress(path.stem)
-    heads: dict[str, Sequence[float | str]] = {
-        "denoising": NOISES, "I-MMSE": rates, "x": ("mean", "bicubic"), "calibration": RATES
-    }  # fmt: skip
+    heads: dict[str, Sequence[float | str]] = {"denoising": NOISES, "I-MMSE": rates, "x": ("mean", "bicubic")}
     out: dict[str, object] = {"prior": prior.name, "sha256": prior.digest.hex(), "pictures": len(paths)}
+    calibrated = np.array(columns.pop("calibration", [])).reshape(-1, len(RATES), 3)
     for name, rows in columns.items():
         head = next(value for key, value in heads.items() if name.startswith(key))
-        out[name] = dict(zip(map(str, head), np.mean(rows, axis=0).round(4).tolist(), strict=True))
+        out[name] = _row(head, np.mean(rows, axis=0))
+    if len(calibrated):
+        error = calibrated[..., 2]  # (pictures, rates)
+        for which, name in enumerate(("samples", "map")):
+            variance = calibrated[..., which]
+            out[f"calibration, {name}"] = _row(RATES, variance.mean(0) / error.mean(0))
+            out[f"calibration, {name}, least picture"] = _row(RATES, (variance / error).min(0))
+            out[f"calibration, {name}, greatest picture"] = _row(RATES, (variance / error).max(0))
     if "speed" in parts:
         out["ms an evaluation, 256x256"] = round(milliseconds(prior), 1)
     return out
+
+
+def _row(head: Sequence[float | str], values: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(map(str, head), values.round(4).tolist(), strict=True))
 
 
 PARTS = ("denoising", "limit", "resolution", "calibration", "speed")

@@ -34,7 +34,7 @@ SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
 
 @dataclass(frozen=True)
 class Decoded:
-    """mean (C, h, w): least squared error; samples: realistic pictures, (C, h, w) each; std (h, w): over the samples."""
+    """mean (C, h, w): least squared error; samples: realistic pictures, (C, h, w) each; std (h, w): of the error to expect."""
 
     mean: Pixels
     samples: tuple[Pixels, ...]
@@ -43,7 +43,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the first `size` bytes show. std (h, w): per-pixel standard deviation over samples, in units of [-1, 1]."""
+    """What the first `size` bytes show. std (h, w): of the error to expect, from samples (`spread`), in units of [-1, 1]."""
 
     size: int
     bpp: float
@@ -240,7 +240,7 @@ def decode_many(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Decoded:
-    """Several pictures that all agree with the bits, their mean estimate and their spread; arguments as for `decode`."""
+    """Several pictures that all agree with the bits, their mean and how far off it may be; arguments as for `decode`."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
     session = _Session.of(data, size, prior, device, chunk, max_side, progress)
@@ -248,7 +248,7 @@ def decode_many(
     drawn = _samples(session.setting, state, samples, seed)
     mean = _mean(session.setting, state, seed)
     session.fill(report)
-    return Decoded(mean, tuple(drawn), _std(drawn))
+    return Decoded(mean, tuple(drawn), _std(session.setting, state, drawn))
 
 
 def progressive(
@@ -273,7 +273,7 @@ def progressive(
         drawn = _samples(session.setting, state, session.setting.profile.averaged, None, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
         mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
         sample = _samples(session.setting, state, 1, None)[0]
-        yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(drawn))
+        yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(session.setting, state, drawn))
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -414,9 +414,18 @@ def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels
     return mean
 
 
-def _std(drawn: Pixels) -> Pixels:
-    """(S, C, h, w) -> (h, w), root of the variance over samples averaged over channels."""
-    std: Pixels = np.sqrt(drawn.var(axis=0, dtype=np.float64).mean(axis=0)).astype(np.float32)
+def _std(setting: "Setting", state: "State", drawn: Pixels) -> Pixels:
+    """(S, C, h, w) -> (h, w), root of the variance to expect, averaged over channels; of latent models, of the samples."""
+    import torch
+
+    from dcodec import spread
+    from dcodec.domain import enter, leave
+
+    deviations = drawn - drawn.mean(axis=0)
+    if setting.prior.latent is None:
+        deviations = leave(setting, spread.calibrated(setting, state, enter(setting, torch.from_numpy(drawn))))
+    energy = np.square(deviations, dtype=np.float64).sum(axis=0).mean(axis=0)
+    std: Pixels = np.sqrt(energy / max(len(drawn) - 1, 1)).astype(np.float32)
     return std
 
 

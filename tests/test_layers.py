@@ -21,6 +21,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["entropy", "profiles", "posterior", "pictures"],
     ["rows"],
     ["codec"],
+    ["spread"],
     ["domain"],
     ["api"],
     ["pipeline"],

@@ -31,6 +31,7 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
     "--minutes", type=click.FloatRange(0), default=60.0, show_default=True,
     help="To train for; 0 only makes the checkpoint in DIR exact again.",
 )  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), help="To train for instead of --minutes: the same on any machine.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
 @click.option("--start", metavar="NAME|PATH", help="Weights to go on from: of photo or mnist, as shipped, or a checkpoint's.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), default=6e-4, show_default=True, help="Learning rate.")
@@ -48,7 +49,7 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.option("--megabytes", type=click.FloatRange(1), default=56.0, show_default=True, help="Of --pack at most, in MiB.")
 @click.option("-q", "--quiet", is_flag=True, help="Tell nothing.")
 def train(
-    sources: tuple[Path, ...], out: Path | None, minutes: float, device: str, start: str | None, rate: float,
+    sources: tuple[Path, ...], out: Path | None, minutes: float, steps: int | None, device: str, start: str | None, rate: float,
     batch: int | None, mirror: bool, arch: str | None, widths: list[int] | None, pack: Path | None, megabytes: float,
     quiet: bool,
 ) -> None:  # fmt: skip
@@ -98,9 +99,10 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _tell(quiet, f"{pictures.count} pictures, {len(pictures.held)} held out; from step {run.steps}")
     before = run.crops
-    if minutes:
-        for report in fit.fit(run, pictures, minutes, device, rate, batch or (8 if device == "cuda" else 1), mirror):
-            left = max(0.0, 60 * minutes - report.seconds)
+    if minutes or steps:
+        times = batch or (8 if device == "cuda" else 1)
+        for report in fit.fit(run, pictures, minutes, device, rate, times, mirror, steps):
+            left = report.seconds * (1 - report.spent) / max(report.spent, 1e-6)
             speed = (report.crops - before) / report.seconds
             line = f"step {report.steps}  {speed:.0f} crops/s  loss {report.loss:.4f}  {_clock(left)} left"
             if report.psnr is not None:

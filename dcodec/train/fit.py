@@ -62,9 +62,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """seconds: of this stretch; loss: running mean; psnr: dB on held-out pictures at CHECKED, when just measured."""
+    """seconds: of this stretch; spent: share of what it may take; loss: running mean.
+
+    psnr: dB on held-out pictures at CHECKED, when just measured.
+    """
 
     seconds: float
+    spent: float
     steps: int
     crops: float
     loss: float
@@ -123,9 +127,10 @@ def validate(state: State, parameters: Spectrum, x: Tensor) -> tuple[float, ...]
 
 
 def fit(
-    run: Run, pictures: Pictures, minutes: float, device: str, rate: float, times: int, mirror: bool = True
+    run: Run, pictures: Pictures, minutes: float, device: str, rate: float, times: int, mirror: bool = True,
+    steps: int | None = None,
 ) -> Iterator[Report]:  # fmt: skip
-    """Train for `minutes`, changing `run`; a report whenever there is something to save or to tell.
+    """Train for `minutes`, or for `steps` however long they take, changing `run`; reports when there is something to tell.
 
     device: cpu or cuda; rate: Adam's; times: crops a batch, in multiples of the usual ones; mirror: crops at random.
     """
@@ -143,9 +148,13 @@ def fit(
     sigmas, _ = _levels(run.spectrum, device)
     shown, first = math.nan, run.steps
     start = told = saved = time.monotonic()
-    while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
+
+    def spent() -> float:
+        return (run.steps - first) / steps if steps else (time.monotonic() - start) / (60 * minutes)
+
+    while (share := spent()) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * spent)) * min(1.0, (run.steps - first + 1) / WARM_UP)
+            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * share)) * min(1.0, (run.steps - first + 1) / WARM_UP)
         x = next(source)
         sigma = torch.exp(torch.randn(len(x), device=device) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
         error = loss(net, run.spectrum, x, torch.bucketize(sigma, sigmas))
@@ -164,12 +173,12 @@ def fit(
             told = now
             if now - saved > SAVE_SECONDS:
                 _keep(run, net, average, optimizer)
-                yield Report(now - start, run.steps, run.crops, shown, validate(average, run.spectrum, held))
+                yield Report(now - start, share, run.steps, run.crops, shown, validate(average, run.spectrum, held))
                 saved = time.monotonic()
             else:
-                yield Report(now - start, run.steps, run.crops, shown, None)
+                yield Report(now - start, share, run.steps, run.crops, shown, None)
     _keep(run, net, average, optimizer)
-    yield Report(time.monotonic() - start, run.steps, run.crops, shown, validate(average, run.spectrum, held))
+    yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, validate(average, run.spectrum, held))
 
 
 def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,40 @@
+"""How far may the picture be from its mean estimate? The samples' spread, at the size that the walk has learnt.
+
+An imperfect prior in a few evaluations makes samples of too much or too little spread, by factors of up to eight in the fine
+bands (bench/NOTES.md). The walk knows better, band by band: what its own samples show off the measured rows, times the gain
+that the encoder sent, and on these rows what quantization has left.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from dcodec.codec import Setting, State, half_octaves
+from dcodec.posterior import Measured
+from dcodec.rows import view
+from dcodec.transform import analyze, synthesize
+
+
+def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
+    """Deviations of samples (S, C, h, w) float32 from their mean, (S, C, h, w), each band scaled to the energy to expect.
+
+    Presets that send no gains, and streams that hold none yet, leave the deviations as they are.
+    """
+    deviations = drawn - drawn.mean(0)
+    if state.samples is None or not setting.profile.gains or len(drawn) < 2:
+        return deviations
+    bands, factor = analyze(deviations, setting.layout), 1.0
+    walked = analyze(state.samples, setting.layout, state.scale)
+    for index, band in enumerate(bands):
+        shown = float(band.double().square().sum()) / (len(drawn) - 1)
+        if index < len(walked) and shown:  # bands that the walk has not opened yet: like the finest that it has
+            seen = view(walked[index], state.measured[index]).expected_energy() * half_octaves(state.gains[index])
+            factor = float(np.sqrt((seen + _left(state.measured[index])) / shown))
+        bands[index] = band * factor
+    return synthesize(bands, setting.layout)
+
+
+def _left(measured: Measured) -> float:
+    """Energy that quantization leaves unknown on measured rows: variances v q / (v + q)."""
+    live = ~np.isinf(measured.noise)
+    v, q = measured.variance[live], measured.noise[live]
+    return float((v * q / (v + q)).sum())
