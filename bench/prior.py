@@ -33,7 +33,8 @@ Denoiser = Callable[[Tensor, float], Tensor]
 NOISES = (0.05, 0.1, 0.196, 0.392, 0.8, 1.6, 3.2)
 FACTORS = (4, 8)
 RATES = (0.05, 0.1, 0.3)
-SAMPLES, EVALUATIONS = 8, 20  # of super-resolution
+SAMPLES = 8
+HIDING, ROUND = 1.0, 0.5  # noise at which super-resolution begins, and of its rounds
 
 
 def to_tensor(picture: Picture) -> Tensor:
@@ -58,29 +59,37 @@ def denoising(denoiser: Denoiser, picture: Picture) -> list[float]:
 
 
 def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float, float]:
-    """PSNR of the posterior mean given block averages, and of bicubic interpolation of them."""
+    """PSNR of the posterior mean given block averages, and of bicubic interpolation of them.
+
+    The mean is made as a decoder makes it: few evaluations from noise that hides what the interpolation lacks, then rounds of
+    noising and denoising; many evaluations in one pass give samples of more spread, whose mean is worse (bench/NOTES.md).
+    """
     h, w = (n // factor * factor for n in picture.shape[:2])
     picture = picture[:h, :w]
     x = to_tensor(picture)
     low = torch.nn.functional.avg_pool2d(x, factor)
+    bands = [Image.fromarray(band) for band in low[0].numpy()]
+    wide = np.stack([np.asarray(band.resize((w, h), Image.Resampling.BICUBIC)) for band in bands])
+    bicubic = torch.from_numpy(wide)[None]
     layout = Layout(3, h, w, 0, factor)
-    rows = np.zeros((3, 3 * factor * factor), np.float32)  # block averages of opponent colours, orthonormal
+    measured = block_averages(x, layout, factor)
+    drawn = bicubic.expand(SAMPLES, -1, -1, -1)
+    passes = [schedule(HIDING, 2.0**-6, api.MEAN_EVALUATIONS)] + [schedule(ROUND, 2.0**-4, 3)] * api.MEAN_ROUNDS
+    for i, levels in enumerate(passes):
+        drawn = sample(prior, [measured], layout, 0, levels, drawn, normals(0, i, True), chunk=1, device="cpu")
+    return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(bicubic))
+
+
+def block_averages(x: Tensor, layout: Layout, factor: int) -> Measured:
+    """What is known of (1, 3, h, w) when all averages of blocks factor x factor are; layout: of one band in such tiles."""
+    rows = np.zeros((3, 3 * factor * factor), np.float32)  # of opponent colours, orthonormal
     for i, colour in enumerate(opponent()):
         rows[i] = np.rint(np.repeat(colour, factor * factor) / factor * 2.0**BITS)
     tiles = to_tiles(x, layout, 0)[0].double().numpy()  # (T, p)
     y = tiles @ rows.T.astype(np.float64) * 2.0**-BITS
-    everywhere = np.broadcast_to(rows, (len(tiles), *rows.shape))
-    measured = Measured(
-        np.arange(len(tiles)), np.ascontiguousarray(everywhere), y, np.full(y.shape, 1e-6),
-        np.broadcast_to(y.var(axis=0) + 1e-6, y.shape).copy(),
-    )  # fmt: skip
-    drawn = sample(
-        prior, [measured], layout, 0, schedule(16.0, 2.0**-6, EVALUATIONS), torch.zeros(SAMPLES, *x.shape[1:]),
-        normals(0, 0, True), chunk=1, device="cpu",
-    )  # fmt: skip
-    bands = [Image.fromarray(band) for band in low[0].numpy()]
-    bicubic = np.stack([np.asarray(band.resize((w, h), Image.Resampling.BICUBIC)) for band in bands])
-    return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(torch.from_numpy(bicubic)[None]))
+    everywhere = np.ascontiguousarray(np.broadcast_to(rows, (len(tiles), *rows.shape)))
+    variance = np.broadcast_to(y.var(axis=0) + 1e-6, y.shape).copy()
+    return Measured(np.arange(len(tiles)), everywhere, y, np.full(y.shape, 1e-6), variance)
 
 
 def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[tuple[float, float, float]]:
