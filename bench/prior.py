@@ -98,7 +98,7 @@ def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) 
     The samples behind the mean (`codec.estimate` with rounds) are no measure of it: their few evaluations make them smooth.
     """
     x = to_tensor(picture)
-    sizes = [int(rate * x[0, 0].numel() / 8) for rate in rates]
+    sizes = [max(HEADER_SIZE, int(rate * x[0, 0].numel() / 8)) for rate in rates]
     setting, written = states.walk(prior, x, max(sizes))
     for size in sizes:
         state = written.settled(setting, size - HEADER_SIZE)

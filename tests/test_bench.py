@@ -289,11 +289,16 @@ def test_calibration_of_the_right_prior_is_near_one(draw):
 
 def test_prior_table(folder):
     command = ("prior", "--images", folder, "--prior", "gaussian", "--limit", 1, "--crop", 32)
-    parts = "denoising,limit,speed"
+    parts = "denoising,limit,resolution,calibration,speed"
     found = json.loads(run(*command, "--rates", "1", "--parts", parts, "--json").partition("\n")[2])
     assert found["pictures"] == 1
     assert list(found["denoising, exact (dB)"]) == [str(sigma) for sigma in quality.NOISES]
     assert found["I-MMSE limit (dB)"]["1.0"] > 15
+    assert list(found["x8 mean, bicubic (dB)"]) == ["mean", "bicubic"]
+    for name in ("samples", "map"):
+        least, mean, greatest = (found[f"calibration, {name}{part}"] for part in (", least picture", "", ", greatest picture"))
+        assert least == mean == greatest  # of one picture
+        assert list(mean) == [str(rate) for rate in quality.RATES]
     assert found["ms an evaluation, 256x256"] > 0
     assert "denoising, exact (dB): 0.05 " in run(*command, "--parts", "denoising")
     result = CliRunner().invoke(main, [*map(str, command), "--parts", "beauty"])
