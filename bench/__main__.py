@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import codecs, limit, measure, source, table
+from bench import codecs, limit, lpips, measure, points, source, table
 from bench import digits as small
 from bench import prior as quality
 from dcodec.pictures import load, to_image
@@ -53,22 +53,27 @@ def main() -> None:
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, of one thread each.")
 @click.option("--quick", is_flag=True, help="Classical codecs: some five settings each instead of a sweep.")
 @click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
+@click.option(
+    "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
+    help="SqueezeNet weights (.npz).  [default: metrics/lpips_squeeze.npz in DCODEC_DATA; the column stays blank without]",
+)
 @click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")
 def rd(
     images: Path, rates: list[float], names: str, out: Path, prior: str, count: int | None, crop: int | None, jobs: int,
-    quick: bool, sample: bool, walk_once: bool,
+    quick: bool, sample: bool, weights: Path | None, walk_once: bool,
 ) -> None:  # fmt: skip
     """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
     paths = _pictures(images, count)
-    chosen: list[codecs.Codec] = []
+    chosen: list[points.Codec] = []
     try:
         for name in names.split(","):
-            codec = codecs.find(name, rates, prior, sample=sample, quick=quick, walk_once=walk_once)
-            if codec is None:
-                click.echo(f"{name}: left out, this Pillow does not have it", err=True)
-            else:
-                assert codec.prior is not None  # looked up now: an unknown prior ends here
-                chosen.append(codec)
+            try:
+                codec = codecs.find(name, rates, prior, sample=sample, quick=quick, walk_once=walk_once)
+            except points.Missing as reason:
+                click.echo(f"{name}: left out, {reason}", err=True)
+                continue
+            assert codec.prior is not None  # looked up now: an unknown prior ends here
+            chosen.append(codec)
         held = {tuple(row[column] for column in measure.KEY): row for row in measure.resume(out)}
     except ValueError as error:
         raise click.ClickException(str(error)) from error
@@ -81,7 +86,7 @@ def rd(
             kept.update(held[key]["commit"] for key in keys.values() if key in held and codec.prior)
             todo = tuple(job for job, key in keys.items() if key not in held)
             if todo:
-                tasks.append(measure.Task(out, codec, todo, path, image, crop, commit, machine))
+                tasks.append(measure.Task(out, codec, todo, path, image, crop, commit, machine, weights))
     for other, count in kept.items():
         if other != commit:
             click.echo(f"{out}: {count} rows of dcodec are kept from commit {other or 'unknown'}", err=True)

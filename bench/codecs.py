@@ -1,4 +1,4 @@
-"""What does a codec make of a picture? dcodec and Pillow's codecs behind one interface: settings in, decoded files out.
+"""What does a codec make of a picture? dcodec and Pillow's codecs behind one interface (`points`), found by name.
 
 Times are CPU seconds of all threads, as in the reference CSV: on a shared machine the wall clock measures the others.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,47 +19,12 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 import dcodec
-from bench import states
+from bench import bpg, states
+from bench.points import Codec, Job, Missing, Point
 from dcodec import api, codec
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
-
-Job = tuple[str, str]  # a setting, and the estimate to decode: mean or sample, "" for codecs that know only one
-
-
-@dataclass(frozen=True)
-class Point:
-    """One decoded file. shown: 8-bit pixels; decode_s: None when it was not timed; nfe: denoiser evaluations of the decoder,
-    estimate included."""
-
-    setting: str
-    estimate: str
-    size: int
-    shown: NDArray[np.uint8]
-    encode_s: float
-    decode_s: float | None
-    nfe: int | None = None
-
-
-class Codec(Protocol):
-    """name, version, prior ("" for most) identify it in the CSV."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def prior(self) -> str: ...
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """All that it measures of a picture."""
-
-    def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
-        """Do some of `jobs` on an 8-bit picture of mode L or RGB."""
 
 
 def label(prior: catalog.Entry) -> str:
@@ -81,7 +46,7 @@ class Dcodec:
     sample: bool = False
     walk_once: bool = False
     name = "dcodec"
-    version = dcodec.__version__
+    version = f"{dcodec.__version__} (torch {torch.__version__}, numpy {np.__version__})"
 
     @cached_property
     def prior(self) -> str:
@@ -143,7 +108,10 @@ def _estimate(setting: codec.Setting, state: codec.State, estimate: str) -> NDAr
 
 @dataclass(frozen=True)
 class Classic:
-    """A codec of Pillow. scale: what the settings' numbers are called; the file's options follow from `_options`."""
+    """A codec of Pillow, or of a package that adds to it.
+
+    scale: what the settings' numbers are called; the file's options follow from `_options`.
+    """
 
     name: str
     version: str
@@ -177,6 +145,8 @@ def _options(name: str, value: float, channels: int) -> tuple[str, dict[str, Any
         return "WEBP", {"quality": int(value), "method": 6}
     if name == "jxl":
         return "JXL", {"quality": value, "effort": 7}
+    if name == "heic":
+        return "HEIF", {"quality": int(value)}
     if name == "avif":
         return "AVIF", {"quality": int(value), "speed": 4, "subsampling": "4:2:0", "max_threads": 1}
     layers = [8 * channels / value]  # value: bits a pixel
@@ -195,27 +165,41 @@ _CLASSIC: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
     ),
     "avif": ("avif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
     "jxl": ("pillow-jxl-plugin", "q", (*range(1, 30, 2), *range(30, 100, 5)), (5, 15, 30, 50, 70)),
+    "heic": ("pillow-heif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
 }  # fmt: skip
-NAMES = ("dcodec", *_CLASSIC)
+_PLUGINS = {"jxl": "pillow_jxl", "heic": "pillow_heif"}  # modules of the packages that teach Pillow a format
+NAMES = ("dcodec", *_CLASSIC, "bpg")
 
 
-def _plugin(package: str) -> str | None:
-    """Version of the package that teaches Pillow JPEG XL, if it is installed; Pillow knows the format from then on."""
+def _version(name: str) -> str:
+    """Of the library that codes a format; Pillow knows the format from then on. Missing when it is not here."""
+    library = _CLASSIC[name][0]
+    if name not in _PLUGINS:
+        found = features.version(library)
+        if not found:
+            raise Missing(f"this Pillow was built without {library}")
+        return f"{found} (Pillow {pillow_version})"
     try:
-        importlib.import_module("pillow_jxl")
-    except ImportError:
-        return None
-    return importlib.metadata.version(package)
+        module = importlib.import_module(_PLUGINS[name])
+    except ImportError as error:
+        raise Missing(f"it needs the package {library} (pip install 'dcodec[bench]')") from error
+    if name == "heic":
+        module.register_heif_opener()
+    return f"{importlib.metadata.version(library)} (Pillow {pillow_version})"
 
 
 def find(
     name: str, rates: Sequence[float], prior: str, *, sample: bool = False, quick: bool = False, walk_once: bool = False
-) -> Codec | None:
-    """The codec called `name`; None when this Pillow lacks it, ValueError when nobody knows it."""
+) -> Codec:
+    """The codec called `name`. Missing (a ValueError) when this machine lacks it, ValueError when nobody knows it."""
     if name == "dcodec":
         return Dcodec(tuple(rates), prior, sample, walk_once)
+    if name == "bpg":
+        values = bpg.QUICK if quick else bpg.SWEEP
+        if (libbpg := bpg.programs()) is not None:
+            return bpg.Bpg(libbpg, values)
+        return bpg.HevcIntra(f"x265 of pillow-heif {_version('heic')}", values)
     if name not in _CLASSIC:
         raise ValueError(f"codec {name!r} is unknown: there are {', '.join(NAMES)}")
-    library, scale, sweep, few = _CLASSIC[name]
-    found = _plugin(library) if name == "jxl" else features.version(library)
-    return Classic(name, f"{found} (Pillow {pillow_version})", scale, few if quick else sweep) if found else None
+    _, scale, sweep, few = _CLASSIC[name]
+    return Classic(name, _version(name), scale, few if quick else sweep)

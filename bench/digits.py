@@ -17,6 +17,7 @@ from PIL import Image
 import dcodec
 from bench import codecs
 from bench.metrics import psnr
+from bench.points import Codec
 
 TRAIN, SIDE = 9000, 28
 
@@ -49,7 +50,7 @@ def ours(digit: NDArray[np.uint8], size: int, prior: str, preset: str, rows: int
     return psnr(digit, np.asarray(dcodec.decode(data, prior=prior)))
 
 
-def classical(digit: NDArray[np.uint8], codec: codecs.Codec, most: int) -> tuple[float, int] | None:
+def classical(digit: NDArray[np.uint8], codec: Codec, most: int) -> tuple[float, int] | None:
     """The best PSNR (dB) of a codec's files of up to `most` bytes and that file's size; None when none is so small."""
     points = codec.points(Image.fromarray(digit), codec.jobs)
     return max(((psnr(digit, p.shown), p.size) for p in points if p.size <= most), default=None)
@@ -58,8 +59,8 @@ def classical(digit: NDArray[np.uint8], codec: codecs.Codec, most: int) -> tuple
 def compare(
     digits: NDArray[np.uint8], size: int, most: int, prior: str, preset: str, rows: int | None, names: Sequence[str]
 ) -> Iterator[dict[str, tuple[float, int] | None]]:
-    """For each digit, (PSNR, bytes) by codec."""
-    others = {name: codec for name in names if (codec := codecs.find(name, (), prior)) is not None}
+    """For each digit, (PSNR, bytes) by codec. Raises points.Missing when one of `names` cannot run here."""
+    others = {name: codecs.find(name, (), prior) for name in names}
     for digit in digits:
         found: dict[str, tuple[float, int] | None] = {"dcodec": (ours(digit, size, prior, preset, rows), size)}
         yield found | {name: classical(digit, codec, most) for name, codec in others.items()}

@@ -3,6 +3,7 @@
 A row is written whole, the moment it is measured, and never again: after a kill the same command goes on.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -14,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import codecs, metrics, table
+from bench import lpips, metrics, points, table
 from dcodec.pictures import load, to_image
 
 COLUMNS = (
-    "codec", "version", "setting", "estimate", "image", "width", "height", "bytes", "bpp", "psnr_rgb", "ms_ssim",
-    "encode_s", "decode_s", "nfe", "prior", "commit", "machine",
+    "codec", "version", "setting", "estimate", "image", "width", "height", "bytes", "bpp", "psnr_rgb", "ms_ssim", lpips.NAME,
+    "encode_s", "decode_s", "nfe", "peak_mb", "prior", "commit", "machine",
 )  # fmt: skip
 KEY = ("codec", "setting", "estimate", "image", "prior")
 _ROOT = Path(__file__).parent.parent
@@ -27,16 +28,17 @@ _ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Task:
-    """What one codec still has to do with one picture."""
+    """What one codec still has to do with one picture. lpips: weights to measure it with, None to leave it blank."""
 
     out: Path
-    codec: codecs.Codec
-    jobs: tuple[codecs.Job, ...]
+    codec: points.Codec
+    jobs: tuple[points.Job, ...]
     path: Path
     image: str
     crop: int
     commit: str
     machine: str
+    lpips: Path | None = None
 
 
 def resume(out: Path) -> list[dict[str, str]]:
@@ -60,18 +62,22 @@ def measure(task: Task) -> str:
     """Do a task, adding a row for each of its jobs; what was done, in one line."""
     picture = picture_of(task.path, task.crop)
     original = np.asarray(picture)
-    psnr = 0.0
+    psnr, peak = 0.0, 0.0
+    forget_peak()
     for point in task.codec.points(picture, task.jobs):
+        peak = max(peak, peak_mb())  # of the file and of all before it: one stream has many points
         psnr, similarity = metrics.psnr(original, point.shown), metrics.ms_ssim(original, point.shown)
+        distance = lpips.lpips(original, point.shown, task.lpips) if task.lpips else None
         values = (
             task.codec.name, task.codec.version, point.setting, point.estimate, task.image,
             picture.width, picture.height, point.size, f"{8 * point.size / (picture.width * picture.height):.5f}",
-            f"{psnr:.4f}", "" if similarity is None else f"{similarity:.6f}",
+            f"{psnr:.4f}", "" if similarity is None else f"{similarity:.6f}", "" if distance is None else f"{distance:.6f}",
             f"{point.encode_s:.4f}", "" if point.decode_s is None else f"{point.decode_s:.4f}",
-            "" if point.nfe is None else point.nfe,
+            "" if point.nfe is None else point.nfe, f"{peak:.0f}" if peak else "",
             task.codec.prior, task.commit, task.machine,
         )  # fmt: skip
         table.append(task.out, [values])
+        forget_peak()
     return f"{task.codec.name} {task.image}: {len(task.jobs)} rows, last {task.jobs[-1][0]} {psnr:.2f} dB"
 
 
@@ -83,6 +89,19 @@ def picture_of(path: Path, crop: int) -> Image.Image:
         left, top = (picture.width - w) // 2, (picture.height - h) // 2
         picture = picture.crop((left, top, left + w, top + h))
     return picture
+
+
+def forget_peak() -> None:
+    """Begin `peak_mb` anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb() -> float:
+    """Most memory that this process held at once since `forget_peak`, MiB, Python and torch included; 0 where unknown."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 def end_with(parent: int) -> None:
