@@ -17,6 +17,8 @@ from dcodec.pictures import load, to_image
 from dcodec.prior import catalog
 from dcodec.train.data import SUFFIXES
 
+_OTHERS = ", ".join(name for name in codecs.NAMES if name not in codecs.DEFAULT)
+
 
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     try:
@@ -45,7 +47,7 @@ def main() -> None:
 @main.command()
 @click.option("--images", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder.")
 @click.option("--rates", default="0.1,0.2,0.3,0.5", callback=_rates, help="Bits a pixel of dcodec.", show_default=True)
-@click.option("--codecs", "names", default=",".join(codecs.NAMES), show_default=True)
+@click.option("--codecs", "names", default=",".join(codecs.DEFAULT), show_default=True, help="Also: " + _OTHERS)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="CSV to add rows to.")
 @click.option("--prior", default=catalog.DEFAULT, show_default=True, help="Of dcodec: a name or a safetensors file.")
 @click.option("--limit", "count", type=click.IntRange(1), help="The first N pictures only.")
@@ -57,10 +59,11 @@ def main() -> None:
     "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
     help="SqueezeNet weights (.npz).  [default: metrics/lpips_squeeze.npz in DCODEC_DATA; the column stays blank without]",
 )
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for decoded pictures, for `report`.")
 @click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")
 def rd(
     images: Path, rates: list[float], names: str, out: Path, prior: str, count: int | None, crop: int | None, jobs: int,
-    quick: bool, sample: bool, weights: Path | None, walk_once: bool,
+    quick: bool, sample: bool, weights: Path | None, keep: Path | None, walk_once: bool,
 ) -> None:  # fmt: skip
     """Measure every picture of a folder; rows that the CSV already holds are not measured again."""
     paths = _pictures(images, count)
@@ -86,7 +89,7 @@ def rd(
             kept.update(held[key]["commit"] for key in keys.values() if key in held and codec.prior)
             todo = tuple(job for job, key in keys.items() if key not in held)
             if todo:
-                tasks.append(measure.Task(out, codec, todo, path, image, crop, commit, machine, weights))
+                tasks.append(measure.Task(out, codec, todo, path, image, crop, commit, machine, weights, keep))
     for other, count in kept.items():
         if other != commit:
             click.echo(f"{out}: {count} rows of dcodec are kept from commit {other or 'unknown'}", err=True)
@@ -115,7 +118,7 @@ def show_limit(images: Path, out: Path, rates: list[float], prior: str, count: i
         denoiser = catalog.load(entry)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    name = codecs.label(entry)
+    name = points.label(entry)
     held = {(row["prior"], row["image"]) for row in table.read(out)} if out.exists() else set()
     for path in _pictures(images, count):
         if (name, path.stem) not in held:

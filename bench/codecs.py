@@ -19,17 +19,12 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 import dcodec
-from bench import bpg, states
-from bench.points import Codec, Job, Missing, Point
+from bench import bpg, peers, states
+from bench.points import Codec, Job, Missing, Point, label
 from dcodec import api, codec
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
-
-
-def label(prior: catalog.Entry) -> str:
-    """What a CSV calls a prior: its name and the first bytes of its digest."""
-    return f"{prior.name}-{prior.digest[:4].hex()}"
 
 
 @dataclass(frozen=True)
@@ -38,19 +33,25 @@ class Dcodec:
 
     encode_s is therefore that of the highest rate; decode_s and nfe count the walk up to the prefix, and its estimate.
     walk_once: take the state of each prefix from the encoder instead of decoding it, which halves the time. The states are
-    the same (tests/test_codec.py compares them); what is lost is decode_s and nfe.
+    the same (tests/test_codec.py compares them); what is lost is decode_s and nfe. rows: a step, preset psc only.
     """
 
     rates: tuple[float, ...]
     weights: str = catalog.DEFAULT
     sample: bool = False
     walk_once: bool = False
-    name = "dcodec"
+    preset: str = "fast"
+    rows: int = 0
     version = f"{dcodec.__version__} (torch {torch.__version__}, numpy {np.__version__})"
+
+    @property
+    def name(self) -> str:
+        """The preset behind a dash, but for the default."""
+        return "dcodec" if self.preset == "fast" else f"dcodec-{self.preset}"
 
     @cached_property
     def prior(self) -> str:
-        """See label."""
+        """See points.label."""
         return label(catalog.find(self.weights))
 
     @property
@@ -76,10 +77,10 @@ class Dcodec:
             for size in sorted(wanted):
                 state = written.settled(place, size - HEADER_SIZE)
                 for name, estimate in wanted[size]:
-                    shown = np.asarray(to_image(_estimate(place, state, estimate)))
-                    yield Point(name, estimate, size, shown, encode_s, None)
+                    shown, std = _estimate(place, state, estimate)
+                    yield Point(name, estimate, size, shown, encode_s, None, std=std)
             return
-        data = dcodec.encode(np.asarray(picture), size=highest, prior=self.weights)
+        data = dcodec.encode(np.asarray(picture), size=highest, prior=self.weights, preset=self.preset, rows=self.rows or None)
         encode_s = time.process_time() - begin
 
         begin = time.process_time()
@@ -91,19 +92,27 @@ class Dcodec:
             walk_nfe += counted.evaluations - mark
             for name, estimate in wanted[size]:
                 begin, mark = time.process_time(), counted.evaluations
-                shown = np.asarray(to_image(_estimate(session.setting, state, estimate)))
+                shown, std = _estimate(session.setting, state, estimate)
                 decode_s = walk_s + time.process_time() - begin
-                yield Point(name, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark)
+                yield Point(name, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark, std)
             begin, mark = time.process_time(), counted.evaluations
 
     def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, codec.Written]:
         """What `dcodec.encode` does for `size` bytes, with all steps kept."""
         x = from_array(picture)
-        return states.walk(catalog.load(catalog.find(self.weights)), torch.from_numpy(x)[None], size)
+        prior = catalog.load(catalog.find(self.weights))
+        return states.walk(prior, torch.from_numpy(x)[None], size, self.preset, self.rows)
 
 
-def _estimate(setting: codec.Setting, state: codec.State, estimate: str) -> NDArray[np.float32]:
-    return api._mean(setting, state) if estimate == "mean" else api._samples(setting, state, 1, None)[0]
+def _estimate(
+    setting: codec.Setting, state: codec.State, estimate: str
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """What dcodec shows, and for the mean the spread of the samples behind it (`api._mean` and `api.progressive`)."""
+    if estimate == "sample":
+        return np.asarray(to_image(api._samples(setting, state, 1, None)[0])), None
+    count, n, rounds = setting.profile.averaged, api.MEAN_EVALUATIONS, api.MEAN_ROUNDS
+    drawn = api._samples(setting, state, count, None, n=n, rounds=rounds)
+    return np.asarray(to_image(drawn.mean(axis=0, dtype=np.float64).astype(np.float32))), api._std(setting, state, drawn)
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,10 @@ _CLASSIC: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
     "heic": ("pillow-heif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
 }  # fmt: skip
 _PLUGINS = {"jxl": "pillow_jxl", "heic": "pillow_heif"}  # modules of the packages that teach Pillow a format
-NAMES = ("dcodec", *_CLASSIC, "bpg")
+PSC_ROWS = 12  # a step: as many as PSC's repository takes
+CLASSIC = (*_CLASSIC, "bpg")
+NAMES = ("dcodec", "dcodec-psc", *CLASSIC, *peers.NAMES)
+DEFAULT = ("dcodec", *CLASSIC)
 
 
 def _version(name: str) -> str:
@@ -194,6 +206,10 @@ def find(
     """The codec called `name`. Missing (a ValueError) when this machine lacks it, ValueError when nobody knows it."""
     if name == "dcodec":
         return Dcodec(tuple(rates), prior, sample, walk_once)
+    if name == "dcodec-psc":
+        return Dcodec(tuple(rates), prior, sample, walk_once, "psc", PSC_ROWS)
+    if name in peers.NAMES:
+        return peers.find(name, rates, prior)
     if name == "bpg":
         values = bpg.QUICK if quick else bpg.SWEEP
         if (libbpg := bpg.programs()) is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench import lpips, metrics, points, table
+from bench import kept, lpips, metrics, points, table
 from dcodec.pictures import load, to_image
 
 COLUMNS = (
@@ -28,7 +28,10 @@ _ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Task:
-    """What one codec still has to do with one picture. lpips: weights to measure it with, None to leave it blank."""
+    """What one codec still has to do with one picture.
+
+    lpips: weights to measure it with, None to leave it blank. keep: folder for decoded pictures, None to forget them.
+    """
 
     out: Path
     codec: points.Codec
@@ -39,6 +42,7 @@ class Task:
     commit: str
     machine: str
     lpips: Path | None = None
+    keep: Path | None = None
 
 
 def resume(out: Path) -> list[dict[str, str]]:
@@ -76,6 +80,8 @@ def measure(task: Task) -> str:
             "" if point.nfe is None else point.nfe, f"{peak:.0f}" if peak else "",
             task.codec.prior, task.commit, task.machine,
         )  # fmt: skip
+        if task.keep:
+            kept.keep(task.keep, task.codec.name, task.image, original, point)
         table.append(task.out, [values])
         forget_peak()
     return f"{task.codec.name} {task.image}: {len(task.jobs)} rows, last {task.jobs[-1][0]} {psnr:.2f} dB"

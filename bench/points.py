@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dcodec.prior.catalog import Entry
+
 Job = tuple[str, str]  # a setting, and the estimate to decode: mean or sample, "" for codecs that know only one
 
 
@@ -52,3 +54,8 @@ class Codec(Protocol):
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """Do some of `jobs` on an 8-bit picture of mode L or RGB."""
+
+
+def label(prior: Entry) -> str:
+    """What a CSV calls a prior: its name and the first bytes of its digest."""
+    return f"{prior.name}-{prior.digest[:4].hex()}"

@@ -8,14 +8,18 @@ from dcodec.domain import enter
 from dcodec.prior import Prior
 
 
-def begin(prior: Prior, x: Tensor, seed: int = 0) -> tuple[Header, codec.Setting]:
-    """Header and setting of a walk, preset fast, for a picture (1, C, h, w)."""
+def begin(
+    prior: Prior, x: Tensor, seed: int = 0, preset: str = "fast", rows: int = 0
+) -> tuple[Header, codec.Setting]:
+    """Header and setting of a walk for a picture (1, C, h, w)."""
     _, c, h, w = x.shape
-    header = Header(w, h, c == 1, "fast", 0, prior.digest[:2], seed)
+    header = Header(w, h, c == 1, preset, rows, prior.digest[:2], seed)
     return header, codec.Setting.of(header, prior)
 
 
-def walk(prior: Prior, x: Tensor, size: int) -> tuple[codec.Setting, codec.Written]:
+def walk(
+    prior: Prior, x: Tensor, size: int, preset: str = "fast", rows: int = 0
+) -> tuple[codec.Setting, codec.Written]:
     """What a file of `size` bytes takes for a picture (1, C, h, w) float32 in [-1, 1]."""
-    header, setting = begin(prior, x)
+    header, setting = begin(prior, x, 0, preset, rows)
     return setting, codec.encode(enter(setting, x), header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
