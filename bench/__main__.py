@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import codecs, limit, lpips, measure, points, source, table
+from bench import codecs, limit, lpips, measure, points, report, source, table
 from bench import digits as small
 from bench import prior as quality
 from dcodec.pictures import load, to_image
@@ -214,6 +214,31 @@ def show(path: Path, rates: list[float] | None, reference: Path | None) -> None:
     rows = table.read(path)
     others = table.read(reference) if reference else []
     click.echo(table.markdown(rows, rates or table.rates_of(rows), others))
+
+
+@main.command("report")
+@click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="HTML file.")
+@click.option("--reference", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of other codecs.")
+@click.option("--keep", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Pictures of `rd --keep`.")
+@click.option("--curves", "drawn", type=click.Path(file_okay=False, path_type=Path), help="Folder for the charts as SVG files.")
+@click.option("--title", default="dcodec: rate, distortion, perception", show_default=True)
+def show_report(path: Path, out: Path, reference: Path | None, keep: Path | None, drawn: Path | None, title: str) -> None:
+    """Draw curves, tables and pictures as one HTML file, from the rows of a CSV."""
+    rows = table.read(path)
+    if reference:
+        pictures = {row["image"] for row in rows}
+        others = [row for row in table.read(reference) if row["image"] in pictures]
+        rows += [{**row, "codec": row["codec"] + "*"} for row in others]
+        title += " (*: of the reference CSV)"
+    try:
+        out.write_text(report.page(rows, title, keep), encoding="utf-8")
+    except (ValueError, KeyError) as error:
+        raise click.ClickException(f"{path}: {error}") from error
+    if drawn:
+        drawn.mkdir(parents=True, exist_ok=True)
+        for name, chart in report.charts(report.one_name(rows)).items():
+            (drawn / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ difference of log rates over the qualities that both curves have.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -37,3 +37,10 @@ def _rising(curve: Curve) -> tuple[list[float], list[float]]:
             quality.append(curve[bpp])
             rate.append(float(np.log(bpp)))
     return quality, rate
+
+
+def bootstrap(values: Sequence[float], draws: int = 10_000, share: float = 0.95) -> tuple[float, float]:
+    """The interval that holds the mean over pictures in `share` of all draws with replacement (Efron 1979, percentiles)."""
+    chosen = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(np.asarray(values)[chosen].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
