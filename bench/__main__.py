@@ -1,4 +1,4 @@
-"""What does a user type? `python -m bench rd` adds measurements to a CSV, `table` sums it up, `limit` tells what could be."""
+"""What does a user type? `python -m bench rd` adds measurements to a CSV, `report` draws it, `limit` tells what could be."""
 
 import json
 import multiprocessing
@@ -41,7 +41,7 @@ def _pictures(images: Path, count: int | None) -> list[Path]:
 
 @click.group()
 def main() -> None:
-    """Rate and distortion of dcodec and of classical codecs."""
+    """Rate, distortion and perception of dcodec, of classical codecs and of other codecs with the same prior."""
 
 
 @main.command()
@@ -214,6 +214,13 @@ def show(path: Path, rates: list[float] | None, reference: Path | None) -> None:
     rows = table.read(path)
     others = table.read(reference) if reference else []
     click.echo(table.markdown(rows, rates or table.rates_of(rows), others))
+
+
+@main.command("peers")
+@click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def show_peers(path: Path) -> None:
+    """Print quality, evaluations and time of all codecs that meet a rate exactly, as a Markdown table."""
+    click.echo(table.side_by_side(table.read(path)))
 
 
 @main.command("report")

@@ -6,6 +6,7 @@ It needs no server and no network: charts are SVG, pictures are part of the file
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from string import Template
@@ -28,7 +29,7 @@ def page(rows: Sequence[Row], title: str, folder: Path | None = None) -> str:
         raise ValueError("expected rows of dcodec among them, found " + (", ".join({row["codec"] for row in rows}) or "none"))
     rows = one_name(rows)
     count = len({row["image"] for row in rows if curves.own(row)})
-    steps = album.steps(rows, folder) if folder else {}
+    shown = album.collect(rows, folder) if folder else album.Album([], {})
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="note">{count} picture{"s" * (count != 1)}; {escape(_measured(rows))}. Rates count whole files.</p>',
@@ -36,12 +37,12 @@ def page(rows: Sequence[Row], title: str, folder: Path | None = None) -> str:
         "<h2>Bits against others at equal quality (BD-rate)</h2>", _bd_table(rows),
         "<h2>Time</h2>", _time_table(rows),
     ]  # fmt: skip
-    if steps:
+    if shown.pictures:
         body.append("<h2>Prefixes of one file</h2>")
         body.append('<p class="note">Move a slider: each of its steps is a prefix of one file of dcodec, beside the other '
                     "codecs' file that is nearest in size. " + escape(album.NOTE) + "</p>")  # fmt: skip
-        body += [_figure(image, len(found)) for image, found in steps.items()]
-    data = json.dumps(steps).replace("</", "<\\/")
+        body += [_figure(image, len(found)) for image, found in shown.pictures.items()]
+    data = json.dumps(asdict(shown)).replace("</", "<\\/")
     return _PAGE.substitute(title=escape(title), body="\n".join(body), pictures=data)
 
 
@@ -96,8 +97,8 @@ def _trades(rows: Sequence[Row], pictures: set[str], colours: dict[str, int]) ->
 
     ours = zip(rates, points("dcodec sample"), points("dcodec"), strict=False)
     lines = [
-        svg.Line(f"dcodec {rate:g} bpp", [sample, mean], colours.setdefault("dcodec", len(colours)), hollow=i % 2 == 1)
-        for i, (rate, sample, mean) in enumerate(ours)
+        svg.Line("" if i else "dcodec: sample to mean", pair, colours.setdefault("dcodec", len(colours)), note=f"{rate:g} bpp")
+        for i, (rate, *pair) in enumerate(ours)
     ]
     others = [label for label in found[0] if not label.startswith("dcodec")]
     return lines and lines + [_line(label, at, colours) for label in others if (at := points(label))]
@@ -106,7 +107,10 @@ def _trades(rows: Sequence[Row], pictures: set[str], colours: dict[str, int]) ->
 def _bd_table(rows: Sequence[Row]) -> str:
     found = {quality: curves.curves(rows, quality) for quality in QUALITIES}
     ours = [label for label in found[PSNR] if label.startswith("dcodec")]
-    tests = [(label, quality) for label in ours for quality in QUALITIES if label in found[quality]]
+    tests = [
+        (label, quality) for label in ours for quality in QUALITIES
+        if label in found[quality] and (quality is LPIPS or not label.endswith(" sample"))  # what a sample is for
+    ]  # fmt: skip
     lines = []
     for anchor in (label for label in found[PSNR] if label not in ours):
         cells = [_bd(found[quality].get(anchor, {}), found[quality][label], quality.sign) for label, quality in tests]

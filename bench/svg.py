@@ -5,21 +5,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 178, 34, 48  # around the plot; the legend stands at the right
+WIDTH, HEIGHT = 680, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 218, 34, 48  # around the plot; the legend stands at the right
 # Okabe and Ito 2008, and two more: told apart by the colour-blind
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fa3", "#666666")
 
 
 @dataclass(frozen=True)
 class Line:
-    """points: (x, y), joined in this order. colour: an index, dashed: as lines of others are, hollow: its markers."""
+    """points: (x, y), joined in this order. label: in the legend, "" for none; note: beside the last point.
+    colour: an index. dashed: as lines of others are. hollow: its markers."""
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: int
     dashed: bool = False
     hollow: bool = False
+    note: str = ""
 
 
 def chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], *, log_x: bool = False) -> str:
@@ -48,9 +50,12 @@ def chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], *, log_x:
     out.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 10, x_name, "middle"))
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
     out.append(_text(16, middle, y_name, "middle", f'transform="rotate(-90 16 {middle:.0f})"'))
-    for number, line in enumerate(lines):
+    for line in lines:
         at_points = [(x_at(x), y_at(y)) for x, y in line.points]
         out += _drawn(line, at_points)
+        if line.note:
+            out.append(_text(at_points[-1][0] + 6, at_points[-1][1] + 4, line.note, "start", 'font-size="11"'))
+    for number, line in enumerate(line for line in lines if line.label):
         height = _TOP + 12 + 19 * number
         out += _drawn(line, [(WIDTH - _RIGHT + 12, height), (WIDTH - _RIGHT + 36, height)])
         out.append(_text(WIDTH - _RIGHT + 43, height + 4, line.label, "start"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.bd import bd_rate
-from bench.curves import Curve, Row, at, curves, own
+from bench.curves import Curve, Row, at, curves, label_of, own, rate_of
 
 RATES = (0.1, 0.2, 0.3, 0.5)
 
@@ -74,6 +74,37 @@ def markdown(rows: Sequence[Row], rates: Sequence[float], reference: Sequence[Ro
     elif reference:
         notes.append("The reference CSV has none of these pictures.")
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + " ".join(notes)
+
+
+def side_by_side(rows: Sequence[Row]) -> str:
+    """Codecs down, at each of dcodec's rates: what they show and what it takes, all that meet the rate on the same pictures.
+
+    Means over the pictures that dcodec was measured on; a codec that lacks one of them at a rate is left out there. NFE and
+    seconds are the decoder's, its estimate included.
+    """
+    head = ["bpp", "", "PSNR, dB", "LPIPS", "NFE", "CPU s", "bytes"]
+    lines = [head, ["---:", "---", *(["---:"] * 5)]]
+    asked = [row for row in rows if row["setting"].startswith("rate=")]
+    pictures = {row["image"] for row in asked if own(row)}
+    for rate in rates_of(rows):
+        groups: dict[str, dict[str, Row]] = {}
+        for row in asked:
+            if rate_of(row) == rate:
+                groups.setdefault(label_of({**row, "prior": ""}), {})[row["image"]] = row
+        for label, group in groups.items():
+            if group.keys() >= pictures:
+                cells = [_mean(list(group.values()), column) for column in _SIDE_BY_SIDE]
+                lines.append([f"{rate:g}", label, *cells])
+    notes = [f"Means over {len(pictures)} picture{'s' * (len(pictures) != 1)}.", *sorted({row["prior"] for row in asked})]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + " ".join(notes)
+
+
+_SIDE_BY_SIDE = {"psnr_rgb": ".2f", "lpips_squeeze": ".3f", "nfe": ",.0f", "decode_s": ".1f", "bytes": ".0f"}  # column -> form
+
+
+def _mean(rows: Sequence[Row], column: str) -> str:
+    values = [float(row[column]) for row in rows if row[column]]
+    return format(np.mean(values), _SIDE_BY_SIDE[column]) if len(values) == len(rows) else ""
 
 
 def _bd(found: Mapping[str, Mapping[str, Curve]], label: str, means: Sequence[str], ours: set[str]) -> str:

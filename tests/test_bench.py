@@ -373,3 +373,27 @@ def test_table_with_a_reference(tmp_path):
     assert "| 0.2 | (1) | 28.50 | +5.00 (1) |" in run("table", path)
     with_reference = run("table", path, "--rates", "0.1", "--reference", path)
     assert with_reference.startswith("| bpp | dcodec photo-12 | jpeg | dcodec photo-12* | jpeg* | dcodec photo-12 - jpeg |")
+
+
+def test_peers_side_by_side(tmp_path):
+    def measured(codec, setting, estimate, image, psnr, nfe):
+        more = {"estimate": estimate, "prior": "p-1", "lpips_squeeze": "0.5", "nfe": str(nfe), "decode_s": "2", "bytes": "100"}
+        return row(codec, setting, image, 0.1, psnr, **more)
+
+    rows = [
+        measured("dcodec", "rate=0.1", "mean", "a", 30, 500), measured("dcodec", "rate=0.1", "mean", "b", 31, 1500),
+        measured("ddcm", "rate=0.1", "sample", "a", 20, 7), measured("ddcm", "rate=0.1", "sample", "b", 22, 7),
+        measured("diffc-20", "rate=0.1", "flow", "a", 25, 7),  # not on b
+        row("jpeg", "q=2", "a", 0.1, 20),  # meets no rate
+    ]  # fmt: skip
+    with open(tmp_path / "peers.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = run("peers", tmp_path / "peers.csv").splitlines()
+    assert lines[2:] == [
+        "| 0.1 | dcodec | 30.50 | 0.500 | 1,000 | 2.0 | 100 |",
+        "| 0.1 | ddcm sample | 21.00 | 0.500 | 7 | 2.0 | 100 |",
+        "",
+        "Means over 2 pictures. p-1",
+    ]
