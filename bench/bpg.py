@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench import plugins
 from bench.points import Job, Point
 
 EQUIVALENT = "hevc-intra (BPG-equivalent)"  # what a CSV calls files that are counted, not written
@@ -76,6 +77,7 @@ class HevcIntra:
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """See codecs.Codec."""
+        plugins.teach("heic")  # this may be another process than the one that looked for the codec
         colour: dict[str, Any] = {"chroma": 444} if picture.mode == "RGB" else {}
         for setting, _ in jobs:
             file = io.BytesIO()

@@ -3,8 +3,6 @@
 Times are CPU seconds of all threads, as in the reference CSV: on a shared machine the wall clock measures the others.
 """
 
-import importlib
-import importlib.metadata
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,7 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 
 import dcodec
-from bench import bpg, peers, states
+from bench import bpg, peers, plugins, states
 from bench.points import Codec, Job, Missing, Point, label
 from dcodec import api, codec
 from dcodec.container import HEADER_SIZE, MAX_SIDE
@@ -135,6 +133,8 @@ class Classic:
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """See Codec."""
+        if self.name in plugins.PACKAGES:
+            plugins.teach(self.name)  # this may be another process than the one that looked for the codec
         for setting, _ in jobs:
             kind, options = _options(self.name, float(setting.removeprefix(self.scale + "=")), len(picture.mode))
             file = io.BytesIO()
@@ -176,7 +176,6 @@ _CLASSIC: dict[str, tuple[str, str, tuple[float, ...], tuple[float, ...]]] = {
     "jxl": ("pillow-jxl-plugin", "q", (*range(1, 30, 2), *range(30, 100, 5)), (5, 15, 30, 50, 70)),
     "heic": ("pillow-heif", "q", tuple(range(0, 84, 4)), (0, 10, 20, 30, 45, 60)),
 }  # fmt: skip
-_PLUGINS = {"jxl": "pillow_jxl", "heic": "pillow_heif"}  # modules of the packages that teach Pillow a format
 PSC_ROWS = 12  # a step: as many as PSC's repository takes
 CLASSIC = (*_CLASSIC, "bpg")
 NAMES = ("dcodec", "dcodec-psc", *CLASSIC, *peers.NAMES)
@@ -184,20 +183,14 @@ DEFAULT = ("dcodec", *CLASSIC)
 
 
 def _version(name: str) -> str:
-    """Of the library that codes a format; Pillow knows the format from then on. Missing when it is not here."""
+    """Of the library that codes a format. Missing when it is not here."""
+    if name in plugins.PACKAGES:
+        return f"{plugins.teach(name)} (Pillow {pillow_version})"
     library = _CLASSIC[name][0]
-    if name not in _PLUGINS:
-        found = features.version(library)
-        if not found:
-            raise Missing(f"this Pillow was built without {library}")
-        return f"{found} (Pillow {pillow_version})"
-    try:
-        module = importlib.import_module(_PLUGINS[name])
-    except ImportError as error:
-        raise Missing(f"it needs the package {library} (pip install 'dcodec[bench]')") from error
-    if name == "heic":
-        module.register_heif_opener()
-    return f"{importlib.metadata.version(library)} (Pillow {pillow_version})"
+    found = features.version(library)
+    if not found:
+        raise Missing(f"this Pillow was built without {library}")
+    return f"{found} (Pillow {pillow_version})"
 
 
 def find(

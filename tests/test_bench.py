@@ -105,10 +105,10 @@ def test_processes_write_the_same_rows(folder, tmp_path):
     found = []
     for jobs in ("1", "2"):
         out = tmp_path / f"{jobs}.csv"
-        arguments = ["rd", "--images", folder, "--codecs", "jpeg", "--out", out, "--quick", "--jobs", jobs]
+        arguments = ["rd", "--images", folder, "--codecs", "jpeg,jxl,bpg", "--out", out, "--quick", "--jobs", jobs]
         command = [sys.executable, "-m", "bench", *map(str, arguments)]  # not `run`: what new processes import matters
         subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=60)
-        found.append(sorted(row["image"] + row["setting"] + row["bytes"] for row in table.read(out)))
+        found.append(sorted(row["codec"] + row["image"] + row["setting"] + row["bytes"] for row in table.read(out)))
     assert found[0] == found[1] != []
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import bpg, codecs, lpips, measure, metrics, points, table
+from bench import bpg, codecs, lpips, measure, metrics, plugins, points, table
 from bench.__main__ import main
 from dcodec.pictures import to_image
 
@@ -143,7 +143,7 @@ def test_more_bytes_show_more(name, photo):
 
 
 def test_what_is_not_here_is_named_in_one_line(photo, tmp_path, monkeypatch):
-    monkeypatch.setitem(codecs._PLUGINS, "heic", "no_such_module")
+    monkeypatch.setitem(plugins.PACKAGES, "heic", ("no_such_module", "pillow-heif"))
     monkeypatch.setenv("PATH", "")
     (tmp_path / "in").mkdir()
     photo.save(tmp_path / "in" / "a.png")
@@ -159,7 +159,6 @@ def test_what_is_not_here_is_named_in_one_line(photo, tmp_path, monkeypatch):
 @needs_heif
 def test_hevc_slices_are_counted_with_a_bpg_header(photo):
     intra = bpg.HevcIntra("", (40,))
-    codec("heic")  # teaches Pillow the format
     (point,) = intra.points(photo, intra.jobs)
     file = io.BytesIO()
     photo.save(file, "HEIF", chroma=444, enc_params=bpg._X265 | {"x265:crf": "40"})
