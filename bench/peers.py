@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.points import Job, Point, label
 from dcodec import api
+from dcodec.domain import LUMA
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import SIGMAS, Prior, catalog
 
@@ -68,7 +69,7 @@ class Peer:
         pixels = picture.width * picture.height
         settings = sorted({setting for setting, _ in jobs}, key=lambda s: float(s.removeprefix("rate=")))
         budgets = [8 * int(float(s.removeprefix("rate=")) * pixels / 8 + 1e-9) for s in settings]
-        luma = api._LUMA if picture.mode == "L" else 1.0
+        luma = LUMA if picture.mode == "L" else 1.0
         x = torch.from_numpy(from_array(np.asarray(picture)))[None] * luma
         catalog.load(catalog.find(self.weights), "cpu")  # now, so that no time below includes it
         for part in [slice(None)] if self.embedded else [slice(i, i + 1) for i in range(len(budgets))]:

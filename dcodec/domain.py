@@ -9,14 +9,14 @@ from torch import Tensor
 from dcodec.codec import Setting
 
 Pixels = NDArray[np.float32]  # (B, C, h, w)
-_LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
+LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B
 
 
 def enter(setting: Setting, x: Tensor) -> Tensor:
     """Pictures (B, C, h, w) float32 in [-1, 1] as the walk sees them: luma of gray ones, latents where the prior has them."""
     if setting.prior.latent is not None:
         return setting.prior.latent.encode(x.expand(-1, 3, -1, -1).contiguous())
-    return x * _LUMA if setting.layout.channels == 1 else x.expand(-1, setting.layout.channels, -1, -1).contiguous()
+    return x * LUMA if setting.layout.channels == 1 else x.expand(-1, setting.layout.channels, -1, -1).contiguous()
 
 
 def leave(setting: Setting, x: Tensor) -> Pixels:
@@ -26,5 +26,5 @@ def leave(setting: Setting, x: Tensor) -> Pixels:
         x = setting.prior.latent.decode(x, height, width)
     pixels: Pixels = x.numpy()
     if channels == pixels.shape[1]:
-        return (pixels / _LUMA).astype(np.float32) if setting.layout.channels == 1 else pixels
+        return (pixels / LUMA).astype(np.float32) if setting.layout.channels == 1 else pixels
     return pixels.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
