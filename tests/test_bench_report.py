@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import album, curves, kept, report, svg, table
+from bench import album, bpg, curves, kept, report, svg, table
 from bench.__main__ import main
 from bench.bd import bootstrap
 from bench.points import Point
@@ -193,6 +194,23 @@ def test_pictures_are_made_to_fit(tmp_path, monkeypatch):
         assert found[0]["panels"]["sample"] == [None, "sample: not measured"]
     with pytest.raises(ValueError, match="do not fit"):
         album.collect(ROWS, tmp_path, 100)
+
+
+def test_readme_says_what_the_rows_say():
+    """Its BD-rates and curves are drawn anew from the CSVs in git."""
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text()
+    rows = report.one_name(table.read(root / "bench" / "results" / "crops.csv"))
+    said = re.findall(r"^\| (\w[^|]*) \| ([-+.\d]+) % (\[[^|]*\]) \| ([-+.\d]+) % (\[[^|]*\]) \|$", readme, re.M)
+    assert len(said) == 4
+    names = {"JPEG": "jpeg", "JPEG 2000": "jpeg2000", "AVIF": "avif"}
+    page = report.page(rows, "")
+    for name, *cells in said:
+        line = re.search(rf"<td>{re.escape(names.get(name, bpg.EQUIVALENT))}</td>(.*?)</tr>", page).group(1)
+        found = re.findall(r"<td>([^<]*)</td>", line)
+        assert [f"{cells[0]} {cells[1]} (8)", f"{cells[2]} {cells[3]} (8)"] == [found[0], found[3]]
+    (name,) = re.findall(r'src="bench/results/crops/(\w+).svg"', readme)
+    assert (root / "bench" / "results" / "crops" / f"{name}.svg").read_text().strip() == report.charts(rows)[name]
 
 
 # ------------------------------------------------------------------------------------------- browser
