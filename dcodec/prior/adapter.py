@@ -93,7 +93,7 @@ class DiffusersPrior:
             raise ValueError(f"arithmetic {arithmetic!r} is unknown: it is exact or native")
         context: AbstractContextManager[Any] = nullcontext()
         if arithmetic == "exact":
-            context = Exact(p for module in modules for p in module.parameters())
+            context = _exact(modules)
         timesteps = Timesteps.of(dict(getattr(scheduler, "config", scheduler)))
         latent = Latent.of(autoencoder, context) if autoencoder is not None else None
         channels = latent.channels if latent else config.in_channels
@@ -120,12 +120,11 @@ class DiffusersPrior:
         condition = self.condition
         if condition is not None:
             condition = replace(condition, prompt=condition.prompt.to(device), nothing=condition.nothing.to(device))
-        context = self.context
-        moved = self.model.to(device)
+        model, latent, context = self.model.to(device), self.latent and self.latent.to(device), self.context
         if isinstance(context, Exact):  # weights have moved: their grids are made anew
-            context = Exact(moved.parameters())
-        latent = self.latent and replace(self.latent, arithmetic=context).to(device)
-        return replace(self, model=moved, context=context, latent=latent, condition=condition, device=device)
+            context = _exact([model] if latent is None else [model, latent.module])
+        latent = latent and replace(latent, arithmetic=context)
+        return replace(self, model=model, context=context, latent=latent, condition=condition, device=device)
 
     def prompted(self, prompt: str, guidance: float) -> "DiffusersPrior":
         """The same prior, told what the picture shows. Raises ValueError for models that take no prompt."""
@@ -142,8 +141,7 @@ class DiffusersPrior:
             prompt, padding="max_length", max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
             truncation=True, return_tensors="pt",
         ).input_ids  # fmt: skip
-        exact = Exact(encoder.parameters()) if self.arithmetic == "exact" else nullcontext()
-        with exact:
+        with _exact([encoder]) if self.arithmetic == "exact" else nullcontext():
             embedding: Tensor = encoder(ids)[0]
         return embedding.to(self.device)
 
@@ -205,6 +203,10 @@ class DiffusersPrior:
                 labels = torch.full((len(x),), self.model.config.num_embeds_ada_norm, device=x.device)
                 return self.model(x, timestep=t, class_labels=labels).sample
             return self.model(x, t).sample
+
+
+def _exact(modules: list[Any]) -> Exact:
+    return Exact(p for module in modules for p in module.parameters())
 
 
 def starts(length: int, side: int) -> list[int]:
