@@ -121,6 +121,7 @@ V = torch.randn(3, 8, 10, 12, generator=torch.Generator().manual_seed(2))
         lambda x: x[0, 0, 0] @ V[0, 0].mT.to(x),
         lambda x: torch.einsum("bchw,bcxw->bhx", x, V.to(x)),
         lambda x: torch.baddbmm(x[0], x[1, :, :, :10].to(x), V[0].to(x), beta=0.5, alpha=2.0),
+        lambda x: torch.cdist(x, V.to(x)),
         lambda x: F.scaled_dot_product_attention(x, V.to(x), x),
         lambda x: F.scaled_dot_product_attention(x, V.to(x), x, is_causal=True),
         lambda x: F.scaled_dot_product_attention(x, V.to(x), x, attn_mask=V[0, 0] @ V[0, 0].mT > 0, scale=0.3),
@@ -238,6 +239,25 @@ def test_another_model_is_refused(saved: dict[str, Path]) -> None:
         dcodec.decode(data, prior=str(saved["epsilon"]))
     with pytest.raises(dcodec.BitstreamError, match="needs prior .*--prior PATH"):
         dcodec.decode(data)
+
+
+@pytest.mark.parametrize("kind", ["VQModel", "AutoencoderTiny"])
+def test_other_autoencoders_and_flow_matching(kind: str) -> None:
+    if kind == "VQModel":
+        module = diffusers.VQModel(
+            block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4, latent_channels=3, num_vq_embeddings=16,
+        )  # fmt: skip
+    else:
+        module = diffusers.AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    channels = module.config.latent_channels
+    denoiser = models.unet(in_channels=channels, out_channels=channels)
+    prior = DiffusersPrior.of(denoiser, diffusers.FlowMatchEulerDiscreteScheduler(), kind, module)
+    assert prior.timesteps.prediction == "flow"
+    assert prior.latent is not None
+    assert prior.latent.shape(21, 18) == ((3, 11, 9) if kind == "VQModel" else (4, 3, 3))
+    data = dcodec.encode(models.picture("latent"), size=45, prior=prior)
+    assert dcodec.decode(data, prior=prior).size == (18, 21)
 
 
 def test_gray_pictures_of_colour_models_come_back_gray(saved: dict[str, Path]) -> None:

@@ -189,6 +189,14 @@ def _attention(
     return torch.cat(out, -2)
 
 
+def _distances(mode: Exact, a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Euclidean distances of rows a (..., M, D) from rows b (..., N, D): (..., M, N), as codebooks ask for."""
+    if p != 2.0:
+        raise InexactError(f"distances of order {p} have no exact form: use --arithmetic native")
+    squares = row_sums(a * a).float() + row_sums(b * b).float().mT
+    return _by_numpy(np.sqrt)((squares - product(a, b.mT) * 2.0).clamp_min(0.0))
+
+
 _PRODUCTS: dict[Any, Callable[..., Tensor]] = {
     aten.linear: _linear,
     aten.matmul: _matmul,
@@ -198,6 +206,7 @@ _PRODUCTS: dict[Any, Callable[..., Tensor]] = {
     aten.baddbmm: _addmm,
     aten.conv2d: _conv2d,
     aten.scaled_dot_product_attention: _attention,
+    aten.cdist: _distances,
 }
 
 # Sums. ----------------------------------------------------------------------------------------------------------------

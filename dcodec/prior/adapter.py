@@ -94,7 +94,9 @@ class DiffusersPrior:
         context: AbstractContextManager[Any] = nullcontext()
         if arithmetic == "exact":
             context = _exact(modules)
-        timesteps = Timesteps.of(dict(getattr(scheduler, "config", scheduler)))
+        if not isinstance(scheduler, dict):  # in memory, a configuration does not tell its class
+            scheduler = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        timesteps = Timesteps.of(scheduler)
         latent = Latent.of(autoencoder, context) if autoencoder is not None else None
         channels = latent.channels if latent else config.in_channels
         if config.in_channels != channels or (latent is None and channels not in (1, 3)):
