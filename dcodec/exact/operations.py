@@ -439,7 +439,8 @@ _SAFE = {
     getattr(aten, name)
     for name in """
     mul mul_ neg abs relu relu_ leaky_relu clamp clamp_ clamp_min clamp_max maximum minimum where masked_fill masked_fill_
-    round floor ceil sign eq ne lt le gt ge isnan isfinite logical_not logical_and logical_or any all amax amin max min argmax
+    round floor ceil sign eq ne lt le gt ge isnan isfinite logical_not logical_and logical_or any all
+    amax amin max min argmax argmin
     cat stack view _unsafe_view reshape expand expand_as permute transpose t numpy_T unsqueeze squeeze slice select index
     index_select gather split split_with_sizes chunk unbind narrow clone contiguous copy_ detach detach_ lift_fresh alias
     to _to_copy type_as empty empty_like new_empty zeros zeros_like new_zeros ones ones_like new_ones full full_like
