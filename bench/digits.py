@@ -11,13 +11,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 import dcodec
-from bench import codecs
+from bench import codecs, states
 from bench.metrics import psnr
 from bench.points import Codec
+from dcodec import api
+from dcodec.container import HEADER_SIZE
+from dcodec.pictures import from_array, to_image
+from dcodec.prior import catalog
 
 TRAIN, SIDE = 9000, 28
 
@@ -42,8 +47,12 @@ def pack(digits: NDArray[np.uint8], out: Path) -> None:
             archive.addfile(member, file)
 
 
-def ours(digit: NDArray[np.uint8], size: int, prior: str, preset: str, rows: int | None) -> float:
-    """PSNR (dB) of the mean that a dcodec file of `size` bytes shows."""
+def ours(digit: NDArray[np.uint8], size: int, prior: str, preset: str, rows: int | None, walk_once: bool) -> float:
+    """PSNR (dB) of the mean that a dcodec file of `size` bytes shows. walk_once: of the encoder's state, no file is decoded."""
+    if walk_once:
+        x = torch.from_numpy(from_array(digit))[None]
+        setting, written = states.walk(catalog.load(catalog.find(prior)), x, size, preset, rows or 0)
+        return psnr(digit, np.asarray(to_image(api._mean(setting, written.settled(setting, size - HEADER_SIZE)))))
     data = dcodec.encode(digit, size=size, prior=prior, preset=preset, rows=rows)
     if len(data) != size:
         raise AssertionError(f"{len(data)} bytes instead of {size}")
@@ -57,10 +66,11 @@ def classical(digit: NDArray[np.uint8], codec: Codec, most: int) -> tuple[float,
 
 
 def compare(
-    digits: NDArray[np.uint8], size: int, most: int, prior: str, preset: str, rows: int | None, names: Sequence[str]
-) -> Iterator[dict[str, tuple[float, int] | None]]:
+    digits: NDArray[np.uint8], size: int, most: int, prior: str, preset: str, rows: int | None, names: Sequence[str],
+    walk_once: bool = False,
+) -> Iterator[dict[str, tuple[float, int] | None]]:  # fmt: skip
     """For each digit, (PSNR, bytes) by codec. Raises points.Missing when one of `names` cannot run here."""
     others = {name: codecs.find(name, (), prior) for name in names}
     for digit in digits:
-        found: dict[str, tuple[float, int] | None] = {"dcodec": (ours(digit, size, prior, preset, rows), size)}
+        found: dict[str, tuple[float, int] | None] = {"dcodec": (ours(digit, size, prior, preset, rows, walk_once), size)}
         yield found | {name: classical(digit, codec, most) for name, codec in others.items()}

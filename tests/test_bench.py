@@ -179,7 +179,9 @@ def test_digits_are_packed_for_training(idx, tmp_path):
 
 def test_digits_are_compared_at_equal_or_larger_files(idx, monkeypatch):
     monkeypatch.setattr(digits, "TRAIN", 7)
-    told = run("digits", idx, "--prior", "gaussian", "--bytes", 60, "--most", 400, "--codecs", "jpeg,webp", "--limit", 2)
+    command = "--prior gaussian --bytes 60 --most 400 --codecs jpeg,webp --limit 2".split()
+    told = run("digits", idx, *command)
+    assert run("digits", idx, *command, "--walk-once") == told
     lines = dict(line.split(": ") for line in told.splitlines())
     assert re.fullmatch(r"\d+\.\d\d dB at 60\.0 bytes, 2 of 2 digits", lines["dcodec"])
     assert float(lines["webp"].split()[0]) > float(lines["jpeg"].split()[0]) > 15
