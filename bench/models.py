@@ -153,7 +153,9 @@ def _crops(archive: Path) -> Iterator[Tensor]:
     """Two opposite corners of each photograph in a tar archive: (1, 3, CROP, CROP) float32 in [-1, 1]."""
     with tarfile.open(archive) as tar:
         for member in tar:
-            x = torch.from_numpy(from_image(Image.open(io.BytesIO(tar.extractfile(member).read()))))[None]
+            content = tar.extractfile(member)
+            assert content is not None  # photographs are regular files
+            x = torch.from_numpy(from_image(Image.open(io.BytesIO(content.read()))))[None]
             if min(x.shape[2:]) > CROP and x.shape[1] == 3:
                 yield x[..., :CROP, :CROP]
                 yield x[..., -CROP:, -CROP:]
