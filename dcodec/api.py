@@ -109,6 +109,8 @@ def encode(
         raise ValueError("give exactly one of bpp, size and psnr")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it is one of {', '.join(PRESETS)}")
+    if isinstance(prior, str):
+        entry = catalog.find(prior)
     x = _picture(image)
     c, h, w = x.shape
     if bpp is not None:
@@ -121,8 +123,6 @@ def encode(
     header.pack()  # refuses fields out of range before the work starts
     if size is not None and size < header.size:
         raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}")
-    if isinstance(prior, str):
-        entry = catalog.find(prior)
 
     import torch
 

@@ -273,9 +273,9 @@ def test_the_traceback_is_there_for_those_who_ask(folder: Path) -> None:
 )
 def test_errors_from_inside_are_one_line_too(error: str, words: list[str]) -> None:
     code = f"""if True:
-        import dcodec
+        import dcodec.api
         def priors(): raise {error}
-        dcodec.priors = priors
+        dcodec.api.priors = priors
         import sys
         sys.argv = ["dcodec", "priors"]
         from dcodec.cli import main
