@@ -60,10 +60,12 @@ def make(kind: str, folder: Path) -> Path:
     """Save a model of one of KINDS as a pipeline."""
     import diffusers
 
-    torch.manual_seed(KINDS.index(kind))
+    torch.manual_seed(1)
     scheduler = diffusers.DDPMScheduler(prediction_type=kind if kind in ("v_prediction", "sample") else "epsilon")
     pipeline: Any
-    if kind == "gray":
+    if kind == "taef2":
+        pipeline = diffusers.DDPMPipeline(unet(in_channels=32, out_channels=32, sample_size=4), scheduler)
+    elif kind == "gray":
         pipeline = diffusers.DDPMPipeline(unet(in_channels=1, out_channels=1), scheduler)
     elif kind == "latent":
         pipeline = diffusers.LDMPipeline(autoencoder(), unet(in_channels=4, out_channels=4, sample_size=8), scheduler)
@@ -91,27 +93,43 @@ def make(kind: str, folder: Path) -> Path:
 
 def picture(kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Something to code: uint8, smooth and edged; larger than its model for one kind, smaller for others."""
-    y, x = np.mgrid[:21, :18] if kind == "latent" else np.mgrid[:13, :10] if kind == "epsilon" else np.mgrid[:7, :8]
+    y, x = np.mgrid[:21, :18] if kind in ("latent", "taef2") else np.mgrid[:13, :10] if kind == "epsilon" else np.mgrid[:7, :8]
     gray = 128 + 60 * np.sin(x / 3) + 50 * (y > 4)
     return np.stack([gray, 255 - gray, gray // 2], 2).astype(np.uint8) if kind != "gray" else gray.astype(np.uint8)
+
+
+def real(kind: str, folder: str) -> Any:
+    """What to name as the prior: the folder, or for `taef2` a denoiser of the latents of a real autoencoder.
+
+    Its folder has a pipeline for the denoiser, and the autoencoder's path in the file `taef2`.
+    """
+    if kind != "taef2":
+        return folder
+    from diffusers import DDPMPipeline
+
+    from bench.models import Taef2
+    from dcodec.prior.adapter import DiffusersPrior
+
+    parts = DDPMPipeline.from_pretrained(folder)
+    return DiffusersPrior.of(parts.unet, parts.scheduler, "taef2", Taef2(Path(Path(folder, "taef2").read_text())))
 
 
 def encode(kind: str, folder: str, chunk: int = 0, **options: Any) -> bytes:
     """A stream of 45 bytes."""
     prompt = {"prompt": PROMPT[kind], "guidance": 2.0} if kind in PROMPT else {}
-    return dcodec.encode(picture(kind), size=45, prior=folder, chunk=chunk, **prompt, **options)
+    return dcodec.encode(picture(kind), size=45, prior=real(kind, folder), chunk=chunk, **prompt, **options)
 
 
-def shown(data: bytes, folder: str, chunk: int = 0) -> str:
+def shown(data: bytes, kind: str, folder: str, chunk: int = 0) -> str:
     """Hash of a sample's pixels."""
-    image = dcodec.decode(data, prior=folder, chunk=chunk, estimate="sample")
+    image = dcodec.decode(data, prior=real(kind, folder), chunk=chunk, estimate="sample")
     return sha256(np.asarray(image).tobytes()).hexdigest()
 
 
 if __name__ == "__main__":  # standard input: chunk and, for each kind, folder and stream; output: a stream and a hash for each
     chunk, jobs = json.load(sys.stdin)
     answers = {
-        kind: (encode(kind, folder, chunk).hex(), shown(bytes.fromhex(stream), folder, chunk))
+        kind: (encode(kind, folder, chunk).hex(), shown(bytes.fromhex(stream), kind, folder, chunk))
         for kind, (folder, stream) in jobs.items()
     }
     print(json.dumps(answers))

@@ -188,7 +188,20 @@ def test_other_processes_make_and_show_the_same_bits(
     saved: dict[str, Path], machine: dict[str, str], kinds: tuple[str, ...]
 ) -> None:
     """Other threads, batches and instruction sets: issue 5, bar 1."""
-    jobs = {kind: (str(saved[kind]), models.encode(kind, str(saved[kind])).hex()) for kind in kinds}
+    check_elsewhere({kind: saved[kind] for kind in kinds}, machine)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "models" / "taef2").is_dir(), reason="no models/taef2 in DCODEC_DATA")
+def test_latents_of_a_real_autoencoder(tmp_path: Path) -> None:
+    models.make("taef2", tmp_path)
+    (tmp_path / "taef2").write_text(str(DATA / "models" / "taef2"))
+    check_elsewhere({"taef2": tmp_path}, OLD)
+
+
+def check_elsewhere(saved: dict[str, Path], machine: dict[str, str]) -> None:
+    """Encode and decode here and in another process, a machine of its own, and compare."""
+    jobs = {kind: (str(saved[kind]), models.encode(kind, str(saved[kind])).hex()) for kind in saved}
     environment = {**os.environ, "PYTHONPATH": str(Path(dcodec.__file__).parents[1]), **machine}
     environment["OMP_WAIT_POLICY"] = "passive"  # threads that spin would wait for cores that others have
     there = subprocess.run(
@@ -198,7 +211,7 @@ def test_other_processes_make_and_show_the_same_bits(
     assert there.returncode == 0, there.stderr[-2000:]
     for kind, (stream, pixels) in json.loads(there.stdout).items():
         assert stream == jobs[kind][1], kind
-        assert pixels == models.shown(bytes.fromhex(stream), str(saved[kind])), kind
+        assert pixels == models.shown(bytes.fromhex(stream), kind, str(saved[kind])), kind
         assert len(stream) == 90
 
 
