@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from test_exact import MIDDLE, OLD
+from test_exact import MIDDLE, OLD, WAIT
 
 import dcodec
 from dcodec.cli import cli
@@ -202,8 +202,7 @@ def test_latents_of_a_real_autoencoder(tmp_path: Path) -> None:
 def check_elsewhere(saved: dict[str, Path], machine: dict[str, str]) -> None:
     """Encode and decode here and in another process, a machine of its own, and compare."""
     jobs = {kind: (str(saved[kind]), models.encode(kind, str(saved[kind])).hex()) for kind in saved}
-    environment = {**os.environ, "PYTHONPATH": str(Path(dcodec.__file__).parents[1]), **machine}
-    environment["OMP_WAIT_POLICY"] = "passive"  # threads that spin would wait for cores that others have
+    environment = {**os.environ, **WAIT, "PYTHONPATH": str(Path(dcodec.__file__).parents[1]), **machine}
     there = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("models.py"))], input=json.dumps([9, jobs]), text=True,
         env=environment, capture_output=True,

@@ -41,6 +41,7 @@ def numpy_features() -> list[str]:
     return [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
 
 
+WAIT = {"OMP_WAIT_POLICY": "passive"}  # threads that spin would wait for cores that other programs have
 RANK = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}  # what PyTorch calls its kernels
 # What some other machines are like; unknown values of these variables are ignored by the libraries.
 OLD = {
@@ -91,7 +92,7 @@ def elsewhere(machine: str) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     job = {"chunk": chunk, "streams": {prior: own(prior)[0].hex() for prior in INSTALLED}}
     done = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, "PYTHONPATH": path, **settings}, capture_output=True, text=True,
+        [sys.executable, __file__], env={**os.environ, **WAIT, "PYTHONPATH": path, **settings}, capture_output=True, text=True,
         input=json.dumps(job),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
