@@ -14,7 +14,9 @@ import dcodec
 
 PACKAGE = Path(str(dcodec.__file__)).parent
 LAYERS = [  # a module imports from layers above its own line only, or from its own line if the module-level graph allows
-    ["exact", "exact.functions", "exact.linear", "exact.noise", "exact.pca", "exact.conv", "exact.machine", "exact.operations"],
+    ["exact", "exact.functions", "exact.linear", "exact.noise", "exact.pca", "exact.conv", "exact.machine"],
+    ["exact.elementwise"],
+    ["exact.operations"],
     ["container", "transform", "quantize"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
     ["prior.catalog", "prior.gaussian", "prior.network", "prior.photo"],

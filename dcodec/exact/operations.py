@@ -10,7 +10,6 @@ An operation that it does not know is refused by name, so that no network is eve
 matrix), a picture (of a convolution) at a time: batches change nothing.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcodec.exact import functions
+from dcodec.exact.elementwise import at_once, by_numpy, exp, gelu, inverse_root, sigmoid, silu, tanh
 
 aten = torch.ops.aten
 
@@ -29,7 +29,6 @@ WEIGHT_BITS = 20  # of parameters; operands that a network computes share what 5
 FLOAT_BITS = 24  # float32 has no more to offer
 _STRIP = 1 << 24  # numbers of a product's operands at once: bounds memory, never the result
 _GROUP = 1 << 20  # numbers that pictures of one product have together
-_BLOCK = 1 << 15  # numbers that functions work on at once on a CPU: what its cache holds
 
 
 class InexactError(ValueError):
@@ -194,7 +193,7 @@ def _distances(mode: Exact, a: Tensor, b: Tensor, p: float = 2.0, compute_mode: 
     if p != 2.0:
         raise InexactError(f"distances of order {p} have no exact form: use --arithmetic native")
     squares = row_sums(a * a).float() + row_sums(b * b).float().mT
-    return _by_numpy(np.sqrt)((squares - product(a, b.mT) * 2.0).clamp_min(0.0))
+    return by_numpy(np.sqrt)((squares - product(a, b.mT) * 2.0).clamp_min(0.0))
 
 
 _PRODUCTS: dict[Any, Callable[..., Tensor]] = {
@@ -250,7 +249,7 @@ def _normalized(x: Tensor, eps: float) -> Tensor:
     n = x.shape[-1]
     bits = min(20, (52 - n.bit_length()) // 2)
     y = torch.empty_like(x)
-    for rows, out in zip(*(a.split(_at_once(x) // n + 1) for a in (x, y)), strict=True):  # type: ignore[no-untyped-call]
+    for rows, out in zip(*(a.split(at_once(x) // n + 1) for a in (x, y)), strict=True):  # type: ignore[no-untyped-call]
         grid, unit = to_grid(rows, FLOAT_BITS)
         grid -= _ratio(grid.sum(-1, keepdim=True), n)
         coarse = (grid * 2.0 ** (bits - FLOAT_BITS - 1)).round_()  # so that squares have room
@@ -291,76 +290,7 @@ def _avg_pool2d(
     return _mean(cells, (-3, -1))
 
 
-# Functions, an element at a time. -------------------------------------------------------------------------------------
-
-# 2^r on [-1/2, 1/2], Taylor coefficients from the sixth power down: error below 2^-23
-_EXP2 = (1.5403530393381609e-4, 1.3333558146428443e-3, 9.618129107628477e-3, 5.5504108664821576e-2,
-         2.402265069591007e-1, 6.931471805599453e-1, 1.0)  # fmt: skip
-
-
-def _at_once(x: Tensor) -> int:
-    """Numbers to work on at once: what a cache holds, or all of them on a GPU."""
-    return _BLOCK if x.device.type == "cpu" else x.numel()
-
-
-def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function` of float32 numbers, a cacheful at a time."""
-
-    @functools.wraps(function)
-    def rule(x: Tensor) -> Tensor:
-        x = x.float().contiguous()
-        out = torch.empty_like(x)
-        for part, to in zip(*(a.view(-1).split(_at_once(x)) for a in (x, out)), strict=True):  # type: ignore[no-untyped-call]
-            to.copy_(function(part))
-        return out
-
-    return rule
-
-
-def _exp(x: Tensor) -> Tensor:
-    """e^x for results between 2^-126 and 2^127; below, 0."""
-    t = x * 1.4426950408889634
-    k = t.clamp(-150.0, 127.0).round_()
-    r = t.sub_(k).clamp_(-1.0, 1.0)
-    series = r * _EXP2[0] + _EXP2[1]
-    for c in _EXP2[2:]:
-        series.mul_(r).add_(c)
-    whole = (k.clamp_min(-126.0).to(torch.int32).add_(127) << 23).view(torch.float32)
-    return series.mul_(whole).masked_fill_(k < -126.0, 0.0)
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^-x), from e^-|x|, which never overflows."""
-    e = _exp(x.abs().neg_())
-    return torch.where(x < 0, e, 1.0).div_(e.add_(1.0))
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """x Phi(x) by Abramowitz and Stegun 7.1.26 (error of Phi below 1e-7)."""
-    z = x.abs().mul_(0.7071067811865476)
-    t = torch.ones_like(z).div_((z * 0.3275911).add_(1.0))
-    series = t * 1.061405429 + -1.453152027
-    for c in (1.421413741, -0.284496736, 0.254829592):
-        series.mul_(t).add_(c)
-    tail = series.mul_(t).mul_(_exp((z * z).neg_())).mul_(0.5)  # of the standard normal, beyond |x|
-    return torch.where(x < 0, tail, 1.0 - tail).mul_(x)
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    """Hendrycks and Gimpel 2016, with tanh: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
-    return _sigmoid((x * x * x * 0.044715 + x).mul_(1.5957691216057308)).mul_(x)
-
-
-exp = _elementwise(_exp)
-sigmoid = _elementwise(_sigmoid)
-silu = _elementwise(lambda x: _sigmoid(x).mul_(x))
-tanh = _elementwise(lambda x: _sigmoid(x * 2.0).mul_(2.0).sub_(1.0))
-_gelus = {"none": _elementwise(_gelu), "tanh": _elementwise(_gelu_tanh)}
-
-
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x times the normal distribution function of x, float32, or the usual approximation by tanh."""
-    return _gelus[approximate](x)
+# Functions. -----------------------------------------------------------------------------------------------------------
 
 
 def softmax(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
@@ -368,21 +298,6 @@ def softmax(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tenso
     x = x.transpose(dim, -1)
     e = exp(x - x.amax(-1, keepdim=True))
     return e.div_(row_sums(e).float()).transpose(dim, -1)
-
-
-def _by_numpy(function: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
-    """A rule that computes in float64 on the CPU: for small tensors, like embeddings of time and statistics."""
-
-    def rule(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(function(x.double().cpu().numpy()))).to(x.device, x.dtype)
-
-    return rule
-
-
-def inverse_root(x: Tensor) -> Tensor:
-    """1 / sqrt(x) in the precision of x: numpy's root is the IEEE one, torch's is not (MKL)."""
-    root = torch.from_numpy(np.sqrt(x.cpu().numpy())).to(x.device)
-    return torch.ones_like(root) / root
 
 
 def _pow(x: Tensor, exponent: Any) -> Tensor:
@@ -393,7 +308,7 @@ def _pow(x: Tensor, exponent: Any) -> Tensor:
     if exponent == -0.5:
         return inverse_root(x)
     if exponent == 0.5:
-        return _by_numpy(np.sqrt)(x)
+        return by_numpy(np.sqrt)(x)
     raise InexactError(f"the power {exponent} has no exact form: use --arithmetic native")
 
 
@@ -427,11 +342,11 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.gelu: gelu,
     aten.pow: _pow,
     aten.rsqrt: inverse_root,
-    aten.sqrt: _by_numpy(np.sqrt),
-    aten.exp: _by_numpy(functions.exp),
-    aten.log: _by_numpy(functions.log),
-    aten.sin: _by_numpy(functions.sin),
-    aten.cos: _by_numpy(functions.cos),
+    aten.sqrt: by_numpy(np.sqrt),
+    aten.exp: by_numpy(functions.exp),
+    aten.log: by_numpy(functions.log),
+    aten.sin: by_numpy(functions.sin),
+    aten.cos: by_numpy(functions.cos),
 }
 
 # What rounds once an element, or only moves, compares or makes numbers.
