@@ -108,9 +108,8 @@ def _estimate(
     """What dcodec shows, and for the mean the spread of the samples behind it (`api._mean` and `api.progressive`)."""
     if estimate == "sample":
         return np.asarray(to_image(api._samples(setting, state, 1, None)[0])), None
-    count, n, rounds = setting.profile.averaged, api.MEAN_EVALUATIONS, api.MEAN_ROUNDS
-    drawn = api._samples(setting, state, count, None, n=n, rounds=rounds)
-    return np.asarray(to_image(drawn.mean(axis=0, dtype=np.float64).astype(np.float32))), api._std(setting, state, drawn)
+    drawn = api.behind_mean(setting, state)
+    return np.asarray(to_image(api.average(drawn))), api._std(setting, state, drawn)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcodec.container import MAX_SIDE, PRESETS, BitstreamError, Header, second_part
+from dcodec.container import MACHINE_SIZE, MAX_SIDE, PRESETS, BitstreamError, Header, second_part
 from dcodec.pictures import PictureError, from_array, from_image, to_image
 from dcodec.prior import catalog
 
@@ -118,7 +118,7 @@ def encode(
     if arithmetic not in ("exact", "native"):
         raise ValueError(f"arithmetic {arithmetic!r} is unknown: it is exact or native")
     native = arithmetic == "native"
-    rest = second_part(b"\0\0\0\0" if native else b"", prompt, guidance)
+    rest = second_part(bytes(MACHINE_SIZE) if native else b"", prompt, guidance)
     header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, b"\0\0", seed, rest=rest)
     header.pack()  # refuses fields out of range before the work starts
     if size is not None and size < header.size:
@@ -270,8 +270,8 @@ def progressive(
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
     for size, state in session.states(sizes):
-        drawn = _samples(session.setting, state, session.setting.profile.averaged, None, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
-        mean = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
+        drawn = behind_mean(session.setting, state)
+        mean = average(drawn)
         sample = _samples(session.setting, state, 1, None)[0]
         yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(session.setting, state, drawn))
 
@@ -351,14 +351,12 @@ class _Session:
             entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
             if entry is None:
                 raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior PATH)")
+            if entry.digest:  # known before gigabytes are read
+                _same_prior(header, entry)
             loaded = catalog.load(entry, device, "native" if native else "exact")
         else:
             loaded = prior
-        if loaded.digest[:2] != header.prior:
-            raise BitstreamError(
-                f"the stream was made with prior {header.prior.hex()}, not with {loaded.name} {loaded.digest[:2].hex()}"
-            )
-
+        _same_prior(header, loaded)
         if header.prompt:
             loaded = catalog.prompted(loaded, header.prompt, header.guidance)
         counted = _Counted(loaded)
@@ -385,6 +383,13 @@ class _Session:
             )  # fmt: skip
 
 
+def _same_prior(header: Header, prior: "catalog.Entry | Prior") -> None:
+    if prior.digest[:2] != header.prior:
+        raise BitstreamError(
+            f"the stream was made with prior {header.prior.hex()}, not with {prior.name} {prior.digest[:2].hex()}"
+        )
+
+
 def _picture(image: Any) -> Pixels:
     """Any accepted picture -> (C, h, w) float32 in [-1, 1]."""
     if not isinstance(image, np.ndarray):
@@ -409,7 +414,16 @@ def _samples(
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    drawn = _samples(setting, state, setting.profile.averaged, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
+    return average(behind_mean(setting, state, seed))
+
+
+def behind_mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
+    """(S, C, h, w) the samples whose average is the mean estimate, not clipped."""
+    return _samples(setting, state, setting.profile.averaged, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
+
+
+def average(drawn: Pixels) -> Pixels:
+    """(S, C, h, w) -> (C, h, w), float32."""
     mean: Pixels = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
@@ -421,8 +435,9 @@ def _std(setting: "Setting", state: "State", drawn: Pixels) -> Pixels:
     from dcodec import spread
     from dcodec.domain import enter, leave
 
-    deviations = drawn - drawn.mean(axis=0)
-    if setting.prior.latent is None:
+    if setting.prior.latent is not None:
+        deviations = drawn - drawn.mean(axis=0)
+    else:
         deviations = leave(setting, spread.calibrated(setting, state, enter(setting, torch.from_numpy(drawn))))
     energy = np.square(deviations, dtype=np.float64).sum(axis=0).mean(axis=0)
     std: Pixels = np.sqrt(energy / max(len(drawn) - 1, 1)).astype(np.float32)

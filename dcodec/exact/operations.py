@@ -68,7 +68,7 @@ class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def grid(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """`to_grid`, remembered for parameters."""
         if id(x) not in self._parameters:
-            return to_grid(x.flatten(1) if x.ndim > 2 else x, bits)
+            return to_grid(x.flatten(1), bits)
         if id(x) not in self._grids:
             self._grids[id(x)] = to_grid(x.flatten(1), bits)
         return self._grids[id(x)]
