@@ -78,9 +78,12 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def fit(model: nn.Module, pictures: Iterator[Tensor], betas: Tensor, minutes: float, rate: float = 1e-3) -> Iterator[float]:
+def fit(
+    model: nn.Module, pictures: Iterator[Tensor], betas: Tensor, minutes: float, rate: float = 1e-3, velocity: bool = False
+) -> Iterator[float]:
     """Train `model` to predict the noise of `pictures` batches for some minutes (Ho et al. 2020, algorithm 1); yields losses.
 
+    velocity: predict what is left of the picture at high noise and of the noise at low noise (Salimans and Ho 2022, eq. 10).
     The weights end as their running average, warmed up and with the rate falling to zero over the time.
     """
     alphas = torch.cumprod(1.0 - betas.double(), 0)
@@ -93,7 +96,8 @@ def fit(model: nn.Module, pictures: Iterator[Tensor], betas: Tensor, minutes: fl
         a = alphas[t].float().view(-1, 1, 1, 1)
         noise = torch.randn_like(x)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = F.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t).sample.float(), noise)
+            target = a.sqrt() * noise - (1 - a).sqrt() * x if velocity else noise
+            loss = F.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t).sample.float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,8 +186,8 @@ def train_latents(source: Path, autoencoder: Path, out: Path, minutes: float, co
         norm_num_groups=8, attention_head_dim=16, down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
-    tell(fit(model, batches(data, 32), scheduler.betas, minutes))
+    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction")
+    tell(fit(model, batches(data, 32), scheduler.betas, minutes, velocity=True))
     DDPMPipeline(model, scheduler).save_pretrained(out)
 
 

@@ -22,7 +22,8 @@ class Profile:
     first_step: quantization step of the first refresh, in units of the coarsest samples' pixels; ratio: of later ones.
     averaged: samples whose average is the mean estimate.
     threshold: a row is measured when its predicted variance exceeds threshold * step**2.
-    split: a row is measured again, its cell cut in two, when the cell is at least split * step wide.
+    split: a row is measured again, its cell cut in two, when the cell is at least split * step wide,
+    ripe: and when the samples' variance along it is at least ripe * step**2. They have a sixth of the true one there.
     opening: the samples move from scale s to s - 1 when the step falls under opening * 2**s.
     """
 
@@ -40,6 +41,7 @@ class Profile:
     ratio: float
     threshold: float
     split: float = 1.95
+    ripe: float = 0.0
     opening: float = 0.3536
     last_step: float = 2.0**-8
     averaged: int = 8
@@ -72,5 +74,5 @@ def profile(preset: str, rows: int = 0) -> Profile:
         )  # fmt: skip
     return Profile(
         "fast", samples=16, warm=True, gains=True, evaluations=2, first_evaluations=8, tile=4, rank=16,
-        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.36,
+        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.36, ripe=0.05,
     )  # fmt: skip

@@ -6,8 +6,8 @@ The first time a row is measured, z = h x - loc falls into one of many cells aro
 
 Each later time its cell is cut in two, and the symbol tells the half: no bit of an earlier answer is paid twice.
 
-The zero cell is a little wider than the others: at the rates of interest most symbols are zeros, and a value near the edge
-costs more bits than it saves error.
+The zero cell is wider than the others: at the rates of interest most symbols are zeros, and a value near the edge costs more
+bits than it saves error.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Symbols = NDArray[np.int32]
 
-ROUNDING = 0.42  # |z| / step + ROUNDING is cut to an integer; 0.5 would be plain rounding
+ROUNDING = 0.3  # |z| / step + ROUNDING is cut to an integer; 0.5 would be plain rounding
 SYMBOL_MAX = 255
 
 # standard deviations in units of the step that an entropy model exists for: 2**-3 .. 2**7.5

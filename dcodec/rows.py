@@ -95,12 +95,14 @@ class View:
 
     mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, S): of samples from the mean, off
     the rows already measured, integers in units of `unit`. energy (T,): mean square of a tile's deviation, in squared units.
+    spread (A, k): the samples' variance along the rows already measured, in squared units.
     """
 
     mean: Array
     deviations: NDArray[np.int16]
     unit: float
     energy: Array
+    spread: Array
     measured: Measured
 
     def expected_energy(self) -> float:
@@ -129,16 +131,19 @@ def view(band: Tensor, measured: Measured) -> View:
     exponent = int(np.frexp(peak)[1]) - DEVIATION_BITS
     deviations, energy = np.empty((tiles, p, count), np.int16), np.empty(tiles)
     known = _Known(measured)
+    spread = np.zeros((tiles, measured.rows.shape[1]))
     for part in chunks:
         fixed = to_fixed(band[:, part], VALUE_BITS).numpy() - mean[part]
         d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(fixed, 0, -1)), -exponent))  # (t, p, S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
             inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, S)
+            along = np.rint(inside * 2.0**-9)
+            spread[part] = (along * along).sum(axis=2) * (4.0 / (count - 1))  # the sum is exact
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
         deviations[part] = d
         energy[part] = (d * d).sum(axis=(1, 2)) / float(count - 1)  # the sum is exact
-    return View(mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, measured)
+    return View(mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, spread[measured.tiles], measured)
 
 
 def next_rows(
@@ -188,7 +193,9 @@ def _candidates(
     middle, width = np.zeros(variance.shape), np.zeros(variance.shape)
     middle[old_at, :known] = measured.y
     width[old_at, :known] = np.where(live, np.sqrt(12.0 * noise), 0.0)
-    wanted = np.where(width > 0.0, width >= profile.split * step, variance > floor)
+    ripe = np.zeros(variance.shape, bool)
+    ripe[old_at, :known] = view.spread >= profile.ripe * step * step / (view.unit * view.unit)
+    wanted = np.where(width > 0.0, ripe & (width >= profile.split * step), variance > floor)
     return Candidates(tiles, rows, loc, variance, middle, width, wanted)
 
 
