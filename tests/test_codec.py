@@ -26,6 +26,7 @@ from dcodec.pictures import to_image
 from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
+from dcodec.rows import next_rows, view
 from dcodec.transform import analyze
 
 Pixels = NDArray[np.float32]
@@ -312,6 +313,29 @@ def test_rows_of_a_tile_are_orthonormal(
         assert not (rows * ~there[:, None]).any()
         assert (live.sum(1) <= there.sum(1)).all()
     assert rows_measured(own.steps[-1].after) > 300
+
+
+def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
+    """Its cell is cut when it is wide and the samples vary along it; a cell that the rest of the picture settles waits."""
+    setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
+    state, p = own.steps[-1].after, setting.profile
+    assert state.samples is not None
+    views = [view(band, m) for band, m in zip(analyze(state.samples, setting.layout, state.scale), state.measured, strict=False)]
+    directions = next_rows(views, [1.0] * len(views), setting.layout, p, state.step)
+    waiting = 0
+    for band, m, seen, found in zip(
+        analyze(state.samples, setting.layout, state.scale), state.measured, views, directions.bands, strict=False
+    ):
+        along = np.einsum("stp,tkp->stk", band.double().numpy()[:, m.tiles], m.rows * 2.0**-ROW_BITS).var(0, ddof=1)
+        np.testing.assert_allclose(seen.spread * seen.unit**2, along, rtol=0.02, atol=1e-4 * state.step**2)
+        at = np.searchsorted(found.tiles, m.tiles)
+        wanted, width = (a[at][:, : m.rows.shape[1]] for a in (found.wanted, found.width))
+        wide = width >= p.split * state.step
+        assert not wanted[(width > 0) & ~wide].any()
+        clear = np.abs(along / (p.ripe * state.step**2) - 1) > 0.05  # not where rounding decides
+        np.testing.assert_array_equal(wanted[wide & clear], (along >= p.ripe * state.step**2)[wide & clear])
+        waiting += int((wide & ~wanted).sum())
+    assert waiting > 20
 
 
 # Estimates
