@@ -58,7 +58,7 @@ def main() -> None:
 @click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
 @click.option(
     "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
-    help="SqueezeNet weights (.npz).  [default: metrics/lpips_squeeze.npz in DCODEC_DATA; the column stays blank without]",
+    help="SqueezeNet weights (.npz); no column without.  [default: metrics/lpips_squeeze.npz in DCODEC_DATA or ../shared/data]",
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for decoded pictures, for `report`.")
 @click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")

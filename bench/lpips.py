@@ -5,7 +5,6 @@ heads, by their own names (`features.0.weight`, ..., `lin0`, ...); no package is
 """
 
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, relu
 
+from bench import data_folder
 from bench.metrics import Shown
 
 NAME = "lpips_squeeze"  # the column of the CSV
@@ -26,9 +26,9 @@ Weights = dict[str, Tensor]
 
 
 def default_weights() -> Path | None:
-    """The file in the data folder that DCODEC_DATA names, if it is there."""
-    path = Path(os.environ.get("DCODEC_DATA", ".")) / "metrics" / "lpips_squeeze.npz"
-    return path if "DCODEC_DATA" in os.environ and path.exists() else None
+    """The file in the data folder, if it is there."""
+    path = data_folder() / "metrics" / "lpips_squeeze.npz"
+    return path if path.exists() else None
 
 
 def lpips(a: Shown, b: Shown, weights: Path) -> float | None:

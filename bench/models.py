@@ -99,7 +99,7 @@ def fit(
             target = a.sqrt() * noise - (1 - a).sqrt() * x if velocity else noise
             loss = F.mse_loss(model(a.sqrt() * x + (1 - a).sqrt() * noise, t).sample.float(), target)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * done))

@@ -11,12 +11,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import bpg, codecs, lpips, measure, metrics, plugins, points, table
+from bench import bpg, codecs, data_folder, lpips, measure, metrics, plugins, points, table
 from bench.__main__ import main
 from dcodec.pictures import to_image
 
-DATA = Path(os.environ.get("DCODEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
-REFERENCE, WEIGHTS = DATA / "reference" / "kodak_classic.csv", DATA / "metrics" / "lpips_squeeze.npz"
+REFERENCE, WEIGHTS = data_folder() / "reference" / "kodak_classic.csv", data_folder() / "metrics" / "lpips_squeeze.npz"
 needs_data = pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE} (set DCODEC_DATA)")
 needs_heif = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="no pillow-heif")
 
@@ -46,7 +45,7 @@ def codec(name):
 def test_metrics_give_the_reference_values(name, image, setting):
     rows = table.read(REFERENCE)
     row = next(r for r in rows if (r["codec"], r["image"], r["setting"]) == (name, image, setting))
-    with Image.open(DATA / "kodak" / f"{image}.png") as picture:
+    with Image.open(data_folder() / "kodak" / f"{image}.png") as picture:
         picture = picture.convert("RGB")
     (point,) = codec(name).points(picture, [(setting, "")])
     original = np.asarray(picture)
@@ -91,7 +90,7 @@ def test_lpips_tells_of_wrong_weights(tmp_path):
 
 def test_lpips_weights_are_looked_for_in_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DCODEC_DATA", raising=False)
-    assert lpips.default_weights() is None
+    assert data_folder() == Path(__file__).resolve().parents[2] / "shared" / "data"
     monkeypatch.setenv("DCODEC_DATA", str(tmp_path))
     assert lpips.default_weights() is None
     (tmp_path / "metrics").mkdir()
@@ -118,7 +117,7 @@ def test_rows_hold_lpips_where_weights_are(photo, tmp_path):
     for option in ([], ["--lpips", str(WEIGHTS)]):
         out = tmp_path / f"{len(option)}.csv"
         command = ["rd", "--images", str(tmp_path / "in"), "--codecs", "jpeg", "--quick", "--out", str(out), *option]
-        result = CliRunner(env={"DCODEC_DATA": None}).invoke(main, command, catch_exceptions=False)
+        result = CliRunner(env={"DCODEC_DATA": str(tmp_path)}).invoke(main, command, catch_exceptions=False)
         assert result.exit_code == 0
         found.append([row["lpips_squeeze"] for row in table.read(out)])
     assert set(found[0]) == {""}
@@ -180,7 +179,7 @@ def test_hevc_intra_is_as_large_as_libbpg(monkeypatch):
     assert found.name == bpg.EQUIVALENT
     rows = [r for r in table.read(REFERENCE) if (r["codec"], r["image"]) == ("bpg-jctvc-444", "kodim23")]
     theirs = sorted((float(r["psnr_rgb"]), np.log(int(r["bytes"]))) for r in rows)
-    with Image.open(DATA / "kodak" / "kodim23.png") as picture:
+    with Image.open(data_folder() / "kodak" / "kodim23.png") as picture:
         picture = picture.convert("RGB")
     for point in found.points(picture, [("crf=34", ""), ("crf=42", "")]):
         quality = metrics.psnr(np.asarray(picture), point.shown)

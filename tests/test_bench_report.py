@@ -27,7 +27,7 @@ needs_browser = pytest.mark.skipif(
 
 
 def run(*arguments):
-    alone = CliRunner(env={"DCODEC_DATA": None})  # without LPIPS' weights, which not every machine has
+    alone = CliRunner(env={"DCODEC_DATA": str(Path(__file__).parent)})  # without LPIPS' weights, which not every machine has
     result = alone.invoke(main, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output

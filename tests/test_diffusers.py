@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from test_exact import MIDDLE, OLD, WAIT
 
 import dcodec
+from bench import data_folder
 from dcodec.cli import cli
 from dcodec.exact.operations import Exact, InexactError
 from dcodec.prior import catalog, folder
@@ -28,7 +29,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'dcodec[diffusers]'")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-DATA = Path(os.environ.get("DCODEC_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+TAEF2 = data_folder() / "models" / "taef2"
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +194,10 @@ def test_other_processes_make_and_show_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "models" / "taef2").is_dir(), reason="no models/taef2 in DCODEC_DATA")
+@pytest.mark.skipif(not TAEF2.is_dir(), reason=f"no {TAEF2} (set DCODEC_DATA)")
 def test_latents_of_a_real_autoencoder(tmp_path: Path) -> None:
     models.make("taef2", tmp_path)
-    (tmp_path / "taef2").write_text(str(DATA / "models" / "taef2"))
+    (tmp_path / "taef2").write_text(str(TAEF2))
     check_elsewhere({"taef2": tmp_path}, OLD)
 
 
