@@ -75,14 +75,14 @@ class State:
     """All that encoder and decoder know alike after `refresh` refreshes.
 
     measured: rows and measurements, a band. step: quantization step next.
-    gains: half octaves of energy, a band, by which the picture last exceeded what the samples showed.
+    gains: half octaves of energy, (r,) int64 a band, by which the picture last exceeded what the samples showed, a region.
     samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in presets without `warm`.
     """
 
     refresh: int
     step: float
     measured: tuple[Measured, ...]
-    gains: tuple[int, ...]
+    gains: tuple[NDArray[np.int64], ...]
     scale: int
     samples: Tensor | None
 
@@ -90,16 +90,18 @@ class State:
 MAX_GAIN = 24  # half octaves of energy
 
 
-def half_octaves(n: int) -> float:
+def half_octaves(n: NDArray[np.int64]) -> NDArray[np.float64]:
     """2**(n / 2), the same on every machine."""
-    return math.ldexp(1.4142135623730951 if n & 1 else 1.0, n >> 1)
+    power: NDArray[np.float64] = np.ldexp(np.where(n & 1, 1.4142135623730951, 1.0), (n >> 1).astype(np.int32))
+    return power
 
 
 class Coder(Protocol):
     """Where symbols come from. Nothing else of the picture reaches the walk."""
 
-    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
-        """How the energy of each band compares with what the samples show, in half octaves; fewer once bits are used up."""
+    def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How the energy of each band and region compares with what the samples show, in half octaves, band after band;
+        fewer once bits are used up."""
 
     def symbols(self, directions: Directions) -> Symbols:
         """Quantized projections on the directions; fewer once bits are used up."""
@@ -126,7 +128,8 @@ def start(setting: Setting) -> State:
     """Nothing measured."""
     layout = setting.layout
     nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
-    return State(0, setting.first_step, nothing, (0,) * len(layout), layout.coarsest, None)
+    gains = tuple(np.zeros(math.prod(layout.regions(i)), np.int64) for i in range(len(layout)))
+    return State(0, setting.first_step, nothing, gains, layout.coarsest, None)
 
 
 def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
@@ -136,21 +139,24 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     while scale and state.step < p.opening * (1 << scale):
         scale -= 1
     samples = draw_samples(setting, state, scale)
-    views = [view(band, m) for band, m in zip(analyze(samples, layout, scale), state.measured, strict=False)]
-    gains = state.gains[: len(views)]
+    views = [
+        view(band, m, layout.region(i))
+        for i, (band, m) in enumerate(zip(analyze(samples, layout, scale), state.measured, strict=False))
+    ]
+    gains = list(state.gains[: len(views)])
     if p.gains and state.refresh:
-        coded = code.gains(views, gains).tolist()
-        gains = (*coded, *gains[len(coded) :])
+        flat, ends = np.concatenate(gains), np.cumsum([len(g) for g in gains])
+        coded = code.gains(views, flat)
+        gains = np.split(np.concatenate([coded, flat[len(coded) :]]), ends[:-1])
     factors = [half_octaves(g) for g in gains]
+    for finer in range(len(gains), len(layout)):  # expect the same of them
+        gains.append(layout.refine(torch.from_numpy(gains[-1]), finer - 1, finer).numpy())
     step = state.step
     directions = next_rows(views, factors, layout, p, step)
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
         directions = next_rows(views, factors, layout, p, step)
-    return replace(
-        state, samples=samples if p.warm else None, scale=scale, step=step,
-        gains=(*gains, *(gains[-1],) * (len(layout) - len(gains))),  # finer bands: expect the same of them
-    ), directions  # fmt: skip
+    return replace(state, samples=samples if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
 
 
 def draw_samples(setting: Setting, state: State, scale: int) -> Tensor:
@@ -227,14 +233,14 @@ class Writer:
 
     ended = False
 
-    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
+    def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
         """Measure and write the gains (see Coder)."""
-        ratios = [
+        ratios = np.concatenate([
             (v.actual_energy(band[0]) + 1e-9) / (v.expected_energy() + 1e-9)
             for v, band in zip(views, self._bands, strict=False)
-        ]
-        gains = np.clip(np.rint(2 * np.log2(ratios)), -MAX_GAIN, MAX_GAIN).astype(np.int32)
-        self.encoder.write_small(gains - np.array(expected, np.int32))
+        ])
+        gains = np.clip(np.rint(2 * np.log2(ratios)), -MAX_GAIN, MAX_GAIN).astype(np.int64)
+        self.encoder.write_small((gains - expected).astype(np.int32))
         self._gains = len(gains)
         return gains
 
@@ -260,12 +266,12 @@ class Reader:
         self._checked = False
         self.cuts: dict[int, tuple[Directions, Symbols]] = {}
 
-    def gains(self, views: Sequence[View], expected: Sequence[int]) -> Symbols:
+    def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
         """Read the gains (see Coder)."""
         for decoder in self._prefixes.values():
-            decoder.read_small(len(views))
-        gains = self._decoder.read_small(len(views))
-        return np.clip(gains + np.array(expected[: len(gains)], np.int32), -MAX_GAIN, MAX_GAIN)
+            decoder.read_small(len(expected))
+        gains = self._decoder.read_small(len(expected))
+        return np.clip(gains + expected[: len(gains)], -MAX_GAIN, MAX_GAIN)
 
     def symbols(self, d: Directions) -> Symbols:
         """Read symbols (see Coder)."""

@@ -112,7 +112,7 @@ class Encoder:
     """Symbols -> bytes."""
 
     def __init__(self) -> None:
-        self._coder, self._fit = stream.queue.RangeEncoder(), Fit()
+        self._coder, self._fit, self._small = stream.queue.RangeEncoder(), Fit(), Fit()
 
     def write(self, symbols: Symbols, levels: Levels, bands: Levels) -> None:
         """Append `symbols` (n,) int32 of `bands` (n,), coded under the tables of `levels` (n,) (quantize.level_of)."""
@@ -122,8 +122,9 @@ class Encoder:
             self._fit.update(level, band, part)
 
     def write_small(self, symbols: Symbols) -> None:
-        """Append a few symbols of magnitude about one."""
-        self._coder.encode(symbols.astype(np.int32) + SYMBOL_MAX, _table(_SMALL))
+        """Append symbols of magnitude about one or less."""
+        self._coder.encode(symbols.astype(np.int32) + SYMBOL_MAX, _table(self._small.level(_SMALL, 0)))
+        self._small.update(_SMALL, 0, symbols)
 
     @property
     def bits(self) -> int:
@@ -145,7 +146,7 @@ class Decoder:
     """A prefix of bytes -> the symbols that it settles."""
 
     def __init__(self, data: bytes) -> None:
-        self._fit, self.ended, self.bits = Fit(), False, 0.0
+        self._fit, self._small, self.ended, self.bits = Fit(), Fit(), False, 0.0
         words = [
             np.frombuffer(data + bytes([fill]) * (-len(data) % 4 + 16), ">u4").astype(np.uint32)
             for fill in (0x00, 0xFF)
@@ -167,7 +168,11 @@ class Decoder:
 
     def read_small(self, n: int) -> Symbols:
         """The next `n` symbols that `write_small` wrote; fewer once the prefix settles no more."""
-        return np.zeros(0, np.int32) if self.ended else self._settled(_table(_SMALL), n)
+        if self.ended:
+            return np.zeros(0, np.int32)
+        symbols = self._settled(_table(self._small.level(_SMALL, 0)), n)
+        self._small.update(_SMALL, 0, symbols)
+        return symbols
 
     def _settled(self, model: Any, n: int) -> Symbols:
         if n == 0:

@@ -95,7 +95,7 @@ class View:
 
     mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, S): of samples from the mean, off
     the rows already measured, integers in units of `unit`. energy (T,): mean square of a tile's deviation, in squared units.
-    spread (A, k): the samples' variance along the rows already measured, in squared units.
+    spread (A, k): the samples' variance along the rows already measured, in squared units. region (T,): that a tile lies in.
     """
 
     mean: Array
@@ -104,23 +104,24 @@ class View:
     energy: Array
     spread: Array
     measured: Measured
+    region: NDArray[np.int64]
 
-    def expected_energy(self) -> float:
-        """Squared deviation from the mean that the samples predict for the band, off the rows already measured."""
-        return float(self.energy.sum()) * self.unit * self.unit
+    def expected_energy(self) -> Array:
+        """Squared deviation from the mean that the samples predict, off the rows already measured: (r,), a region."""
+        return np.bincount(self.region, self.energy).astype(np.float64) * (self.unit * self.unit)
 
-    def actual_energy(self, x: Tensor) -> float:
+    def actual_energy(self, x: Tensor) -> Array:
         """The same of the picture itself, given by its band (T, p). For the encoder alone."""
         d = x.double().numpy() - self.mean * 2.0**-VALUE_BITS
-        total = float((d * d).sum())
+        total = (d * d).sum(axis=1)  # (T,)
         if len(self.measured.tiles):
             inside = _project(self.measured.rows, d[self.measured.tiles]) * 2.0**-ROW_BITS
-            total -= float((inside * inside).sum())
-        return max(total, 0.0)
+            total[self.measured.tiles] -= (inside * inside).sum(axis=1)
+        return np.maximum(np.bincount(self.region, total), 0.0)
 
 
-def view(band: Tensor, measured: Measured) -> View:
-    """Summarize the samples (S, T, p) of a band."""
+def view(band: Tensor, measured: Measured, region: Tensor) -> View:
+    """Summarize the samples (S, T, p) of a band whose tiles lie in the given regions (T,)."""
     count, tiles, p = band.shape
     chunks = _parts(tiles, count * p)
     mean, peak = np.empty((tiles, p)), 0.0
@@ -143,13 +144,15 @@ def view(band: Tensor, measured: Measured) -> View:
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
         deviations[part] = d
         energy[part] = (d * d).sum(axis=(1, 2)) / float(count - 1)  # the sum is exact
-    return View(mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, spread[measured.tiles], measured)
+    return View(
+        mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, spread[measured.tiles], measured, region.numpy()
+    )
 
 
 def next_rows(
-    views: Sequence[View], gains: Sequence[float], layout: Layout, profile: Profile, step: float
+    views: Sequence[View], gains: Sequence[Array], layout: Layout, profile: Profile, step: float
 ) -> Directions:
-    """Directions to measure with `step`; gains: a factor on the variances that the samples show, a band."""
+    """Directions to measure with `step`; gains: a factor on the variances that the samples show, (r,) a band."""
     found = [
         _candidates(view, gain, layout, index, profile, step)
         for index, (view, gain) in enumerate(zip(views, gains, strict=True))
@@ -172,10 +175,10 @@ def next_rows(
 
 
 def _candidates(
-    view: View, gain: float, layout: Layout, index: int, profile: Profile, step: float
+    view: View, gain: Array, layout: Layout, index: int, profile: Profile, step: float
 ) -> Candidates:
     floor, measured = profile.threshold * step * step, view.measured
-    scale = gain * view.unit * view.unit
+    scale = gain[view.region] * (view.unit * view.unit)  # (T,)
     new_tiles, new_rows, new_variance = _new_rows(view, layout, index, profile, floor / scale)
     tiles = np.union1d(measured.tiles, new_tiles)
     known = measured.rows.shape[1]
@@ -188,7 +191,7 @@ def _candidates(
     noise = np.where(live, measured.noise, 0.0)
     total = measured.variance + noise
     variance[old_at, :known] = np.where(live, measured.variance * noise / np.where(live, total, 1.0), 0.0)
-    variance[new_at, known:] = new_variance * scale
+    variance[new_at, known:] = new_variance * scale[new_tiles, None]
     loc = _project(rows, np.rint(view.mean[tiles])) * 2.0 ** -(ROW_BITS + VALUE_BITS)
     middle, width = np.zeros(variance.shape), np.zeros(variance.shape)
     middle[old_at, :known] = measured.y
@@ -200,9 +203,9 @@ def _candidates(
 
 
 def _new_rows(
-    view: View, layout: Layout, index: int, profile: Profile, floor: float
+    view: View, layout: Layout, index: int, profile: Profile, floor: Array
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], Array]:
-    """Tiles (A,) in which a direction may have a variance above `floor` (in squared units), their leading directions
+    """Tiles (A,) in which a direction may have a variance above `floor` (T,) (in squared units), their leading directions
     (A, r, p) and the variances (A, r)."""
     count, p, samples = view.deviations.shape
     dof = float(samples - 1)

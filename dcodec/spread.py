@@ -27,8 +27,9 @@ def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
     for index, band in enumerate(bands):
         shown = float(band.double().square().sum()) / (len(drawn) - 1)
         if index < len(walked) and shown:  # bands that the walk has not opened yet: like the finest that it has
-            seen = view(walked[index], state.measured[index]).expected_energy() * half_octaves(state.gains[index])
-            factor = float(np.sqrt((seen + _left(state.measured[index])) / shown))
+            seen = view(walked[index], state.measured[index], setting.layout.region(index)).expected_energy()
+            expected = float((seen * half_octaves(state.gains[index])).sum())
+            factor = float(np.sqrt((expected + _left(state.measured[index])) / shown))
         bands[index] = band * factor
     return synthesize(bands, setting.layout)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 # each step below is one IEEE operation an element.
 _LIFT = (-1.5861343145370483, -0.05298011749982834, 0.8829110860824585, 0.4435068666934967)
 _LOW, _HIGH = 1.1496044397354126, 0.8698644638061523
+REGION, REGION_TILES = 128, 4  # a side of the regions that have a gain of their own: pixels, and tiles at least
 _UNLOW, _UNHIGH = 0.8698644638061523, 1.1496044397354126
 
 
@@ -66,6 +67,25 @@ class Layout:
             for part in (down, diagonal):
                 part[..., finer_h // 2 :, :] = 0.0
         return to_tiles(ones, self, index)[0]
+
+    def regions(self, index: int) -> tuple[int, int]:
+        """Regions down and across of a band, of some REGION pixels a side and at least REGION_TILES tiles."""
+        down, across = (
+            max(1, min((side + REGION // 2) // REGION, tiles // REGION_TILES))
+            for side, tiles in zip((self.height, self.width), self.grid(index), strict=True)
+        )
+        return down, across
+
+    def region(self, index: int) -> Tensor:
+        """(T,) int64: the region that each tile of the band lies in."""
+        (down, across), (rows, cols) = self.regions(index), self.grid(index)
+        return ((torch.arange(rows) * down // rows)[:, None] * across + torch.arange(cols) * across // cols).flatten()
+
+    def refine(self, values: Tensor, coarse: int, fine: int) -> Tensor:
+        """(r,) values of the regions of band `coarse` at the middles of those of band `fine`."""
+        (down, across), (rows, cols) = self.regions(coarse), self.regions(fine)
+        y, x = ((2 * torch.arange(n) + 1) * m // (2 * n) for n, m in ((rows, down), (cols, across)))
+        return values.view(down, across)[y][:, x].flatten()
 
     def __len__(self) -> int:
         return self.levels + 1

@@ -315,14 +315,28 @@ def test_rows_of_a_tile_are_orthonormal(
     assert rows_measured(own.steps[-1].after) > 300
 
 
+def test_a_textured_half_gets_gains_of_its_own(draw: Draw, prior: GaussianPrior) -> None:
+    """What the samples show too much of on one side and too little of on the other is told a region apart."""
+    x = draw(3, 40, 300)
+    x[:, :, :150] *= 0.1
+    setting, own = recorded(x, prior, "fast", 0, 12)
+    layout, state = setting.layout, own.steps[-1].after
+    assert (state.scale, layout.regions(len(layout) - 1)) == (0, (1, 2))
+    flat, textured = state.gains[len(layout) - 1]
+    assert textured > flat + 4  # half octaves of energy
+    region = layout.region(len(layout) - 1).reshape(layout.grid(len(layout) - 1))
+    assert (region == (torch.arange(region.shape[1]) >= region.shape[1] // 2)).all()
+    assert layout.refine(torch.tensor([3, 5]), len(layout) - 1, len(layout) - 2).tolist() == [3, 5]
+
+
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
     """Its cell is cut when it is wide and the samples vary along it; a cell that the rest of the picture settles waits."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     state, p = own.steps[-1].after, setting.profile
     assert state.samples is not None
     bands = analyze(state.samples, setting.layout, state.scale)
-    views = [view(band, m) for band, m in zip(bands, state.measured, strict=False)]
-    directions = next_rows(views, [1.0] * len(views), setting.layout, p, state.step)
+    views = [view(band, m, setting.layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
+    directions = next_rows(views, [np.ones(1)] * len(views), setting.layout, p, state.step)
     waiting = 0
     for band, m, seen, found in zip(bands, state.measured, views, directions.bands, strict=False):
         along = np.einsum("stp,tkp->stk", band.double().numpy()[:, m.tiles], m.rows * 2.0**-ROW_BITS).var(0, ddof=1)
