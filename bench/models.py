@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import dcodec
 from bench import digits as small
 from bench import lpips
+from bench.measure import picture_of
 from bench.metrics import psnr
 from dcodec.pictures import from_array, from_image, to_image
 from dcodec.prior.adapter import DiffusersPrior
@@ -211,9 +212,7 @@ def compare(model: Path, autoencoder: Path, images: Path, rates: str, crop: int,
     latent = DiffusersPrior.of(parts.unet, parts.scheduler, "latent", taef2, arithmetic="native")
     weights = lpips.default_weights()
     for path in sorted(images.glob("*.png"))[:limit]:
-        whole = np.asarray(Image.open(path).convert("RGB"))
-        top, left = ((n - crop) // 2 for n in whole.shape[:2])
-        picture = np.ascontiguousarray(whole[top : top + crop, left : left + crop])
+        picture = np.asarray(picture_of(path, crop).convert("RGB"))
 
         def told(shown: Any, picture: NDArray[np.uint8] = picture) -> str:
             distance = lpips.lpips(picture, np.asarray(shown), weights) if weights else None

@@ -92,8 +92,7 @@ MAX_GAIN = 24  # half octaves of energy
 
 def half_octaves(n: NDArray[np.int64]) -> NDArray[np.float64]:
     """2**(n / 2), the same on every machine."""
-    power: NDArray[np.float64] = np.ldexp(np.where(n & 1, 1.4142135623730951, 1.0), (n >> 1).astype(np.int32))
-    return power
+    return np.ldexp(np.where(n & 1, 1.4142135623730951, 1.0), (n >> 1).astype(np.int32))
 
 
 class Coder(Protocol):
@@ -147,10 +146,11 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     if p.gains and state.refresh:
         flat, ends = np.concatenate(gains), np.cumsum([len(g) for g in gains])
         coded = code.gains(views, flat)
-        gains = np.split(np.concatenate([coded, flat[len(coded) :]]), ends[:-1])
+        flat[: len(coded)] = coded
+        gains = np.split(flat, ends[:-1])
     factors = [half_octaves(g) for g in gains]
     for finer in range(len(gains), len(layout)):  # expect the same of them
-        gains.append(layout.refine(torch.from_numpy(gains[-1]), finer - 1, finer).numpy())
+        gains.append(layout.refine(torch.from_numpy(gains[-1]), finer).numpy())
     step = state.step
     directions = next_rows(views, factors, layout, p, step)
     while p.limit and not len(directions) and step >= p.last_step:

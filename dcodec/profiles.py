@@ -23,7 +23,7 @@ class Profile:
     averaged: samples whose average is the mean estimate.
     threshold: a row is measured when its predicted variance exceeds threshold * step**2.
     split: a row is measured again, its cell cut in two, when the cell is at least split * step wide,
-    ripe: and when the samples' variance along it is at least ripe * step**2. They have a sixth of the true one there.
+    ripe: and when the samples' variance along it, about a sixth of the true one, is at least ripe * step**2.
     opening: the samples move from scale s to s - 1 when the step falls under opening * 2**s.
     """
 

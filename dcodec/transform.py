@@ -17,8 +17,9 @@ from torch import Tensor
 # each step below is one IEEE operation an element.
 _LIFT = (-1.5861343145370483, -0.05298011749982834, 0.8829110860824585, 0.4435068666934967)
 _LOW, _HIGH = 1.1496044397354126, 0.8698644638061523
-REGION, REGION_TILES = 128, 4  # a side of the regions that have a gain of their own: pixels, and tiles at least
 _UNLOW, _UNHIGH = 0.8698644638061523, 1.1496044397354126
+
+REGION, REGION_TILES = 128, 4  # a side of the regions that have a gain of their own: pixels, and tiles at least
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Layout:
         (down, across), (rows, cols) = self.regions(index), self.grid(index)
         return ((torch.arange(rows) * down // rows)[:, None] * across + torch.arange(cols) * across // cols).flatten()
 
-    def refine(self, values: Tensor, coarse: int, fine: int) -> Tensor:
-        """(r,) values of the regions of band `coarse` at the middles of those of band `fine`."""
-        (down, across), (rows, cols) = self.regions(coarse), self.regions(fine)
+    def refine(self, values: Tensor, index: int) -> Tensor:
+        """(r,) values of the regions of the band before at the middles of those of band `index`."""
+        (down, across), (rows, cols) = self.regions(index - 1), self.regions(index)
         y, x = ((2 * torch.arange(n) + 1) * m // (2 * n) for n, m in ((rows, down), (cols, across)))
         return values.view(down, across)[y][:, x].flatten()
 
