@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dcodec.container import BitstreamError, Header
 from dcodec.entropy import Decoder, Encoder
-from dcodec.posterior import Measured, normals, sample, schedule
+from dcodec.posterior import Measured, level, normals, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
 from dcodec.quantize import Symbols
@@ -137,11 +137,9 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     scale = state.scale
     while scale and state.step < p.opening * (1 << scale):
         scale -= 1
-    samples = draw_samples(setting, state, scale)
-    views = [
-        view(band, m, layout.region(i))
-        for i, (band, m) in enumerate(zip(analyze(samples, layout, scale), state.measured, strict=False))
-    ]
+    rounds = draw_samples(setting, state, scale)
+    bands = zip(*(analyze(samples, layout, scale) for samples in rounds), strict=True)
+    views = [view(band, m, layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
     gains = list(state.gains[: len(views)])
     if p.gains and state.refresh:
         flat, ends = np.concatenate(gains), np.cumsum([len(g) for g in gains])
@@ -156,17 +154,26 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
         directions = next_rows(views, factors, layout, p, step)
-    return replace(state, samples=samples if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
+    return replace(state, samples=rounds[-1] if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
 
 
-def draw_samples(setting: Setting, state: State, scale: int) -> Tensor:
-    """Samples of P(x|y) at `scale` for a refresh, from the last refresh's where there are some: (S, C, h, w) float32, CPU."""
+def draw_samples(setting: Setting, state: State, scale: int) -> list[Tensor]:
+    """Samples of P(x|y) at `scale` for a refresh, those of each round: (S, C, h, w) float32, CPU.
+
+    From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
+    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
+    """
     p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
     if state.samples is None:
-        levels = schedule(16.0, _quiet(step), p.first_evaluations)
-    else:  # many samples count for more than good ones: PCA is after their directions, gains mend their spread
-        levels = schedule(min(16.0, max(2.0 * step, 2.0**-5)), max(0.7 * step, 2.0**-6), p.evaluations)
-    return _solve(setting, state, scale, levels, _raised(setting, state, scale, p.samples), setting.seed, state.refresh, False)
+        levels = schedule(16.0, _quiet(step), p.evaluations)
+    else:
+        levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
+    x, rounds = _raised(setting, state, scale, p.samples), []
+    for i in range(p.rounds):
+        drawn = _solve(setting, state, scale, levels, x, setting.seed, p.rounds * state.refresh + i, False)
+        rounds.append(drawn)
+        x = x if state.samples is None else drawn
+    return rounds
 
 
 def _quiet(step: float) -> float:

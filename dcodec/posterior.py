@@ -48,9 +48,14 @@ class Measured:
         return cls(np.zeros(0, np.int64), np.zeros((0, 0, dim), np.float32), empty, empty, empty)
 
 
+def level(sigma: float) -> int:
+    """Index into SIGMAS of the least noise level that is not below `sigma`."""
+    return int(np.searchsorted(SIGMAS, sigma))
+
+
 def schedule(first: float, last: float, n: int) -> list[int]:
     """`n` (or fewer distinct) indices into SIGMAS, falling evenly on log sigma from about `first` to about `last`."""
-    high, low = (int(np.searchsorted(SIGMAS, s)) for s in (first, last))
+    high, low = level(first), level(last)
     high = min(max(high, low + 1), len(SIGMAS) - 1)
     return list(dict.fromkeys(high - ((high - low) * i + (n - 1) // 2) // (n - 1) for i in range(n)))
 

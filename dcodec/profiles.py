@@ -12,10 +12,10 @@ BELOW = 2  # levels of the pyramid beyond the coarsest samples
 class Profile:
     """The constants of a walk.
 
-    samples: draws of P(x|y) a refresh (S).
-    warm: a refresh starts from the last one's samples, noised, not from pure noise.
+    samples: draws of P(x|y) a round (S); rounds: of them a refresh.
+    evaluations: of the denoiser for a sample from pure noise.
+    warm: a round starts from the last one's samples, `noise` steps of noise added, and takes one evaluation.
     gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread.
-    evaluations, first_evaluations: of the denoiser, per sample, in a refresh and in the first one.
     tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
     limit: rows a refresh at most, 0 for no limit.
     own: weight of a tile's own sample covariance, against its band's pool.
@@ -32,7 +32,6 @@ class Profile:
     warm: bool
     gains: bool
     evaluations: int
-    first_evaluations: int
     tile: int
     rank: int
     limit: int
@@ -43,6 +42,8 @@ class Profile:
     split: float = 1.95
     ripe: float = 0.0
     opening: float = 0.3536
+    rounds: int = 1
+    noise: float = 0.7
     last_step: float = 2.0**-8
     averaged: int = 8
 
@@ -64,15 +65,15 @@ def profile(preset: str, rows: int = 0) -> Profile:
     """The profile of a preset; `rows` is psc's rows a step."""
     if preset == "psc":
         return Profile(
-            "psc", samples=100, warm=False, gains=False, evaluations=6, first_evaluations=8,
+            "psc", samples=100, warm=False, gains=False, evaluations=8,
             tile=0, rank=rows, limit=rows, own=1.0, first_step=0.5, ratio=0.5, threshold=0.4,
         )  # fmt: skip
     if preset == "whole":
         return Profile(
-            "whole", samples=192, warm=False, gains=False, evaluations=4, first_evaluations=4,
+            "whole", samples=192, warm=False, gains=False, evaluations=4,
             tile=0, rank=8, limit=0, own=1.0, first_step=4.0, ratio=0.8, threshold=0.36, averaged=64,
         )  # fmt: skip
     return Profile(
-        "fast", samples=16, warm=True, gains=True, evaluations=2, first_evaluations=8, tile=4, rank=16,
-        limit=0, own=0.15, first_step=1.0, ratio=0.8408964152537145, threshold=0.36, ripe=0.05,
+        "fast", samples=8, rounds=4, warm=True, gains=True, evaluations=8, tile=4, rank=16,
+        limit=0, own=0.5, first_step=1.0, ratio=0.8408964152537145, threshold=0.36, ripe=0.05,
     )  # fmt: skip

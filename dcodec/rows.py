@@ -1,9 +1,9 @@
 """Which rows of H next? PCA of posterior samples, tile by tile.
 
-The covariance of a tile's coefficients, given what was measured, is estimated from its own S samples and, as those are few,
+The covariance of a tile's coefficients, given what was measured, is estimated from its own samples and, as those are few,
 shrunk to the pool of its band scaled to the tile's energy:
 
-    C_t = own * A_t A_t' / (S - 1)  +  (1 - own) * e_t * pool,    A_t: deviations from the samples' mean, off the known rows
+    C_t = own * A_t A_t' / dof  +  (1 - own) * e_t * pool,    A_t: deviations from the samples' mean, off the known rows
 
 Its leading eigenvectors are new rows; rows already measured, but too coarsely for the present step, are measured again.
 """
@@ -93,13 +93,15 @@ class Directions:
 class View:
     """What the samples show of one band.
 
-    mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, S): of samples from the mean, off
-    the rows already measured, integers in units of `unit`. energy (T,): mean square of a tile's deviation, in squared units.
+    mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, n): of n samples from their mean, off
+    the rows already measured, integers in units of `unit`; dof: n less one a round. energy (T,): mean square of a tile's
+    deviation, in squared units.
     spread (A, k): the samples' variance along the rows already measured, in squared units. region (T,): that a tile lies in.
     """
 
     mean: Array
     deviations: NDArray[np.int16]
+    dof: int
     unit: float
     energy: Array
     spread: Array
@@ -120,33 +122,41 @@ class View:
         return np.maximum(np.bincount(self.region, total), 0.0)
 
 
-def view(band: Tensor, measured: Measured, region: Tensor) -> View:
-    """Summarize the samples (S, T, p) of a band whose tiles lie in the given regions (T,)."""
-    count, tiles, p = band.shape
-    chunks = _parts(tiles, count * p)
+def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor) -> View:
+    """Summarize the samples of a band, (S, T, p) a round, whose tiles lie in the given regions (T,).
+
+    The mean is the last round's; deviations are from the mean of their own round, as samples drift on the way.
+    """
+    (count, tiles, p), n = rounds[0].shape, len(rounds)
+    chunks = _parts(tiles, n * count * p)
+
+    def deviations_of(part: slice) -> tuple[Array, Array]:
+        """(t, p) mean and (n, S, t, p) deviations, in units of 2**-VALUE_BITS."""
+        fixed = np.stack([to_fixed(band[:, part], VALUE_BITS).numpy() for band in rounds])  # (n, S, t, p)
+        means = fixed.sum(axis=1) / float(count)  # (n, t, p); the sum is exact
+        return means[-1], fixed - means[:, None]
+
     mean, peak = np.empty((tiles, p)), 0.0
-    for part in chunks:  # (S, t, p) at a time: pictures may be large
-        fixed = to_fixed(band[:, part], VALUE_BITS).numpy()
-        mean[part] = fixed.sum(axis=0) / float(count)  # the sum is exact
-        peak = max(peak, float(np.abs(fixed - mean[part]).max()))
+    for part in chunks:  # some tiles at a time: pictures may be large
+        mean[part], d = deviations_of(part)
+        peak = max(peak, float(np.abs(d).max()))
     exponent = int(np.frexp(peak)[1]) - DEVIATION_BITS
-    deviations, energy = np.empty((tiles, p, count), np.int16), np.empty(tiles)
-    known = _Known(measured)
+    deviations, energy = np.empty((tiles, p, n * count), np.int16), np.empty(tiles)
+    known, dof = _Known(measured), n * (count - 1)
     spread = np.zeros((tiles, measured.rows.shape[1]))
     for part in chunks:
-        fixed = to_fixed(band[:, part], VALUE_BITS).numpy() - mean[part]
-        d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(fixed, 0, -1)), -exponent))  # (t, p, S)
+        d = deviations_of(part)[1].reshape(n * count, -1, p)
+        d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(d, 0, -1)), -exponent))  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
-            inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, S)
+            inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, n * S)
             along = np.rint(inside * 2.0**-9)
-            spread[part] = (along * along).sum(axis=2) * (4.0 / (count - 1))  # the sum is exact
+            spread[part] = (along * along).sum(axis=2) * (4.0 / dof)  # the sum is exact
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
         deviations[part] = d
-        energy[part] = (d * d).sum(axis=(1, 2)) / float(count - 1)  # the sum is exact
-    return View(
-        mean, deviations, float(np.ldexp(2.0**-VALUE_BITS, exponent)), energy, spread[measured.tiles], measured, region.numpy()
-    )
+        energy[part] = (d * d).sum(axis=(1, 2)) / float(dof)  # the sum is exact
+    unit = float(np.ldexp(2.0**-VALUE_BITS, exponent))
+    return View(mean, deviations, dof, unit, energy, spread[measured.tiles], measured, region.numpy())
 
 
 def next_rows(
@@ -208,7 +218,6 @@ def _new_rows(
     """Tiles (A,) in which a direction may have a variance above `floor` (T,) (in squared units), their leading directions
     (A, r, p) and the variances (A, r)."""
     count, p, samples = view.deviations.shape
-    dof = float(samples - 1)
     known = _Known(view.measured)
     nothing = np.zeros(0, np.int64), np.zeros((0, 0, p), np.float32), np.zeros((0, 0))
     if not view.energy.any():
@@ -218,7 +227,7 @@ def _new_rows(
         if not len(tiles):
             return nothing
         a = view.deviations[tiles].astype(np.float64)
-        leading, variance = principal_directions(a, profile.rank, own=1.0 / dof, off=known.of(tiles), iterations=4)
+        leading, variance = principal_directions(a, profile.rank, own=1.0 / view.dof, off=known.of(tiles), iterations=4)
         return tiles, leading.astype(np.float32), variance
     pool = np.zeros((p, p))
     for part in _parts(count, samples * p):
@@ -239,7 +248,7 @@ def _new_rows(
     for part in _parts(len(tiles), p * (profile.rank + 4) * 8):
         some = tiles[part]
         rows[part], variances[part] = principal_directions(
-            view.deviations[some].astype(np.float64), profile.rank, own=profile.own / dof, pool=pool,
+            view.deviations[some].astype(np.float64), profile.rank, own=profile.own / view.dof, pool=pool,
             pool_weight=pooled[some] / trace, off=known.of(some), support=support[some], start=start[0].T,
         )  # fmt: skip
     return tiles, rows, variances

@@ -27,7 +27,7 @@ def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
     for index, band in enumerate(bands):
         shown = float(band.double().square().sum()) / (len(drawn) - 1)
         if index < len(walked) and shown:  # bands that the walk has not opened yet: like the finest that it has
-            seen = view(walked[index], state.measured[index], setting.layout.region(index)).expected_energy()
+            seen = view([walked[index]], state.measured[index], setting.layout.region(index)).expected_energy()
             expected = float((seen * half_octaves(state.gains[index])).sum())
             factor = float(np.sqrt((expected + _left(state.measured[index])) / shown))
         bands[index] = band * factor

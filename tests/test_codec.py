@@ -18,11 +18,12 @@ from PIL import Image
 
 import dcodec
 from dcodec import codec
-from dcodec.codec import Setting, State, Writer, Written
+from dcodec.codec import Setting, State, Writer, Written, draw_samples
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
 from dcodec.pictures import to_image
+from dcodec.posterior import VALUE_BITS, Measured
 from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
@@ -329,13 +330,30 @@ def test_a_textured_half_gets_gains_of_its_own(draw: Draw, prior: GaussianPrior)
     assert layout.refine(torch.tensor([3, 5]), len(layout) - 1).tolist() == [3, 5]
 
 
+def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
+    """The mean is the last round's; every sample deviates from its own round's; the last round goes on to the next refresh."""
+    setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
+    before, p = own.steps[-1].before, setting.profile
+    rounds = draw_samples(setting, before, own.steps[-1].after.scale)
+    assert [len(samples) for samples in rounds] == [p.samples] * p.rounds
+    assert own.steps[-1].after.samples is not None
+    assert torch.equal(rounds[-1], own.steps[-1].after.samples)
+    index = len(setting.layout) - 1
+    bands = torch.stack([analyze(samples, setting.layout)[index] for samples in rounds]).double().numpy()
+    nothing = Measured.nothing(setting.layout.dim(index))
+    seen = view(torch.from_numpy(bands).float().unbind(), nothing, setting.layout.region(index))
+    np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, bands[-1].mean(0), atol=2.0**-VALUE_BITS)
+    spread = bands.var(1, ddof=1).mean(0)  # (T, p), pooled over rounds
+    np.testing.assert_allclose(seen.energy * seen.unit**2, spread.sum(1), rtol=0.02)
+
+
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
     """Its cell is cut when it is wide and the samples vary along it; a cell that the rest of the picture settles waits."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     state, p = own.steps[-1].after, setting.profile
     assert state.samples is not None
     bands = analyze(state.samples, setting.layout, state.scale)
-    views = [view(band, m, setting.layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
+    views = [view([band], m, setting.layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
     directions = next_rows(views, [np.ones(1)] * len(views), setting.layout, p, state.step)
     waiting = 0
     for band, m, seen, found in zip(bands, state.measured, views, directions.bands, strict=False):
@@ -442,7 +460,7 @@ def test_report_counts_what_was_done(draw: Draw) -> None:
     data = encode(draw(3, 24, 24), size=70, report=coded, progress=lambda done, of, note: heard.append((done, of)))
     dcodec.decode(data, report=decoded)
     p = profile("fast")
-    walk = p.samples * (p.first_evaluations + (coded["refreshes"] - 1) * p.evaluations)
+    walk = p.samples * p.rounds * (p.evaluations + coded["refreshes"] - 1)
     assert coded["nfe"] == walk
     assert decoded["nfe"] >= walk
     assert (coded["bytes"], decoded["bytes"]) == (70, 70)
