@@ -77,6 +77,7 @@ class State:
     measured: rows and measurements, a band. step: quantization step next.
     gains: half octaves of energy, (r,) int64 a band, by which the picture last exceeded what the samples showed, a region.
     samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in presets without `warm`.
+    energy: squared error of the samples' mean to expect off the measured rows, a band that they have (B,).
     """
 
     refresh: int
@@ -85,6 +86,7 @@ class State:
     gains: tuple[NDArray[np.int64], ...]
     scale: int
     samples: Tensor | None
+    energy: NDArray[np.float64]
 
 
 MAX_GAIN = 24  # half octaves of energy
@@ -128,7 +130,7 @@ def start(setting: Setting) -> State:
     layout = setting.layout
     nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
     gains = tuple(np.zeros(math.prod(layout.regions(i)), np.int64) for i in range(len(layout)))
-    return State(0, setting.first_step, nothing, gains, layout.coarsest, None)
+    return State(0, setting.first_step, nothing, gains, layout.coarsest, None, np.zeros(0))
 
 
 def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
@@ -216,13 +218,15 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
         at = directions.tile[mine], directions.column[mine]
         chosen[at], ys[at], noises[at] = True, y[mine], noise[mine]
         measured[index] = absorb(measured[index], candidates, chosen, ys, noises)
+    new = directions.width[:n] == 0.0
+    found = np.bincount(directions.band[:n][new], directions.variance[:n][new], len(directions.energy))
     return replace(
-        state, refresh=state.refresh + 1, measured=tuple(measured),
+        state, refresh=state.refresh + 1, measured=tuple(measured), energy=np.maximum(directions.energy - found, 0.0),
         step=directions.step if setting.profile.limit else directions.step * setting.profile.ratio,
     )  # fmt: skip
 
 
-_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0)
+_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0, np.zeros(0))
 
 
 Turn = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # gains written; levels and bands of symbols written

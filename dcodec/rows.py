@@ -53,6 +53,7 @@ class Directions:
 
     bands: candidates a band. band, tile, column (R,): where each row stands in them; loc, variance (R,): of h x given y;
     middle, width (R,): of its cell; levels (R,): of the symbols' models, falling; step: quantization step of all of them.
+    energy (B,): squared deviation from the samples' mean that is expected off the rows measured before, a band.
     """
 
     bands: tuple[Candidates, ...]
@@ -65,6 +66,7 @@ class Directions:
     width: Array
     levels: NDArray[np.int64]
     step: float
+    energy: Array
 
     def __len__(self) -> int:
         return len(self.loc)
@@ -178,10 +180,11 @@ def next_rows(
     levels = level_of(loc, variance, middle, width, step)
     order = np.argsort(-variance, kind="stable") if profile.limit else np.argsort(-levels, kind="stable")
     order = order[: profile.limit or None]
+    energy = np.array([(view.expected_energy() * gain).sum() for view, gain in zip(views, gains, strict=True)])
     return Directions(
         tuple(found), band[order], tile[order], column[order], loc[order], variance[order], middle[order],
-        width[order], levels[order], step
-    )
+        width[order], levels[order], step, energy,
+    )  # fmt: skip
 
 
 def _candidates(

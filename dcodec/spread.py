@@ -1,16 +1,15 @@
 """How far may the picture be from its mean estimate? The samples' spread, at the size that the walk has learnt.
 
 An imperfect prior in a few evaluations makes samples of too much or too little spread, by factors of up to eight in the fine
-bands (bench/NOTES.md). The walk knows better, band by band: what its own samples show off the measured rows, times the gain
-that the encoder sent, and on these rows what quantization has left.
+bands (bench/NOTES.md). The walk knows better, band by band: what its own samples showed off the measured rows, times the gain
+that the encoder sent, less what was measured then, and on all measured rows what quantization has left.
 """
 
 import numpy as np
 from torch import Tensor
 
-from dcodec.codec import Setting, State, half_octaves
+from dcodec.codec import Setting, State
 from dcodec.posterior import Measured
-from dcodec.rows import view
 from dcodec.transform import analyze, synthesize
 
 
@@ -20,16 +19,13 @@ def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
     Presets that send no gains, and streams that hold none yet, leave the deviations as they are.
     """
     deviations = drawn - drawn.mean(0)
-    if state.samples is None or not setting.profile.gains or len(drawn) < 2:
+    if not len(state.energy) or not setting.profile.gains or len(drawn) < 2:
         return deviations
     bands, factor = analyze(deviations, setting.layout), 1.0
-    walked = analyze(state.samples, setting.layout, state.scale)
     for index, band in enumerate(bands):
         shown = float(band.double().square().sum()) / (len(drawn) - 1)
-        if index < len(walked) and shown:  # bands that the walk has not opened yet: like the finest that it has
-            seen = view([walked[index]], state.measured[index], setting.layout.region(index)).expected_energy()
-            expected = float((seen * half_octaves(state.gains[index])).sum())
-            factor = float(np.sqrt((expected + _left(state.measured[index])) / shown))
+        if index < len(state.energy) and shown:  # bands that the walk has not opened yet: like the finest that it has
+            factor = float(np.sqrt((state.energy[index] + _left(state.measured[index])) / shown))
         bands[index] = band * factor
     return synthesize(bands, setting.layout)
 
