@@ -139,8 +139,10 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     scale = state.scale
     while scale and state.step < p.opening * (1 << scale):
         scale -= 1
-    rounds = draw_samples(setting, state, scale)
-    bands = zip(*(analyze(samples, layout, scale) for samples in rounds), strict=True)
+    rounds = []
+    for samples in draw_samples(setting, state, scale):  # pictures may be large: only the last round's are kept as such
+        rounds.append(analyze(samples, layout, scale))
+    bands = zip(*rounds, strict=True)
     views = [view(band, m, layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
     gains = list(state.gains[: len(views)])
     if p.gains and state.refresh:
@@ -156,11 +158,11 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
         directions = next_rows(views, factors, layout, p, step)
-    return replace(state, samples=rounds[-1] if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
+    return replace(state, samples=samples if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
 
 
-def draw_samples(setting: Setting, state: State, scale: int) -> list[Tensor]:
-    """Samples of P(x|y) at `scale` for a refresh, those of each round: (S, C, h, w) float32, CPU.
+def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]:
+    """Samples of P(x|y) at `scale` for a refresh, round after round: (S, C, h, w) float32, CPU.
 
     From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
     in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
@@ -170,12 +172,11 @@ def draw_samples(setting: Setting, state: State, scale: int) -> list[Tensor]:
         levels = schedule(16.0, _quiet(step), p.evaluations)
     else:
         levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
-    x, rounds = _raised(setting, state, scale, p.samples), []
+    x = _raised(setting, state, scale, p.samples)
     for i in range(p.rounds):
         drawn = _solve(setting, state, scale, levels, x, setting.seed, p.rounds * state.refresh + i, False)
-        rounds.append(drawn)
+        yield drawn
         x = x if state.samples is None else drawn
-    return rounds
 
 
 def _quiet(step: float) -> float:

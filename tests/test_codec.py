@@ -334,7 +334,7 @@ def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
     """The mean is the last round's; every sample deviates from its own round's; the last round goes on to the next refresh."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     before, p = own.steps[-1].before, setting.profile
-    rounds = draw_samples(setting, before, own.steps[-1].after.scale)
+    rounds = list(draw_samples(setting, before, own.steps[-1].after.scale))
     assert [len(samples) for samples in rounds] == [p.samples] * p.rounds
     assert own.steps[-1].after.samples is not None
     assert torch.equal(rounds[-1], own.steps[-1].after.samples)
