@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from bench import codecs, limit, lpips, measure, points, report, source, table
+from bench import codecs, kid, limit, lpips, measure, points, report, source, table
 from bench import digits as small
 from bench import prior as quality
 from dcodec.pictures import load, to_image
@@ -232,6 +232,23 @@ def show(path: Path, rates: list[float] | None, reference: Path | None) -> None:
 def show_peers(path: Path) -> None:
     """Print quality, evaluations and time of all codecs that meet a rate exactly, as a Markdown table."""
     click.echo(table.side_by_side(table.read(path)))
+
+
+@main.command("kid")
+@click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--keep", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of `rd --keep`.")
+@click.option(
+    "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
+    help="SqueezeNet weights (.npz).  [default: metrics/lpips_squeeze.npz in DCODEC_DATA or ../shared/data]",
+)
+def show_kid(path: Path, keep: Path, weights: Path | None) -> None:
+    """Print how far patches of decoded pictures are from patches of the originals, as sets, as a Markdown table."""
+    if weights is None:
+        raise click.ClickException("no SqueezeNet weights; name a file with --lpips")
+    try:
+        click.echo(kid.markdown(report.one_name(table.read(path)), keep, weights))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("report")

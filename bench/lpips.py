@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, relu
 
@@ -45,6 +46,12 @@ def lpips(a: Shown, b: Shown, weights: Path) -> float | None:
     for i, (p, q) in enumerate(zip(_taps(_input(a), w), _taps(_input(b), w), strict=True)):
         total += float(conv2d((_unit(p) - _unit(q)).square(), w[f"lin{i}"]).mean(dtype=torch.float64))
     return total
+
+
+def summary(a: Shown, weights: Path) -> NDArray[np.float64]:
+    """(512,): the network's last feature map of an 8-bit picture, averaged over it. At least MIN_SIDE pixels a side."""
+    *_, last = _taps(_input(a), _read(weights))
+    return np.asarray(last.mean(dim=(0, 2, 3), dtype=torch.float64))
 
 
 @functools.lru_cache(maxsize=1)
