@@ -2,7 +2,8 @@
 
 `points` is the interface of codecs; `codecs` (dcodec, Pillow's), `bpg` and `peers` (others on our prior) stand behind it.
 `metrics` and `lpips` compare pictures, `kid` sets of them, `measure` keeps the CSV, `kept` the pictures. From rows alone:
-`curves`, `bd`, `table`, and `report` with `album` and `svg`. Of a prior by itself: `prior`, `limit`, `source`, `digits`. `__main__` is the command line.
+`curves`, `bd`, `table`, and `report` with `album` and `svg`. Of a prior by itself: `prior`, `limit`, `source`, `digits`.
+`__main__` is the command line.
 """
 
 import os

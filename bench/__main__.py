@@ -40,6 +40,12 @@ def _pictures(images: Path, count: int | None) -> list[Path]:
     return paths
 
 
+_weights = click.option(
+    "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
+    help="SqueezeNet weights (.npz); no LPIPS without.  [default: metrics/lpips_squeeze.npz in DCODEC_DATA or ../shared/data]",
+)
+
+
 @click.group()
 def main() -> None:
     """Rate, distortion and perception of dcodec, of classical codecs and of other codecs with the same prior."""
@@ -56,10 +62,7 @@ def main() -> None:
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes, of one thread each.")
 @click.option("--quick", is_flag=True, help="Classical codecs: some five settings each instead of a sweep.")
 @click.option("--sample", is_flag=True, help="dcodec: also one sample of the posterior at each rate.")
-@click.option(
-    "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
-    help="SqueezeNet weights (.npz); no column without.  [default: metrics/lpips_squeeze.npz in DCODEC_DATA or ../shared/data]",
-)
+@_weights
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for decoded pictures, for `report`.")
 @click.option("--walk-once", is_flag=True, help="dcodec: take states from the encoder, do not decode: half the time.")
 def rd(
@@ -220,11 +223,12 @@ def _digit_lines(found: list[dict[str, tuple[float, int] | None]]) -> Iterator[s
 @click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--rates", callback=_rates, help="Bits a pixel.  [default: those that dcodec was measured at]")
 @click.option("--reference", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of other codecs.")
-def show(path: Path, rates: list[float] | None, reference: Path | None) -> None:
-    """Print the mean PSNR at each rate as a Markdown table."""
-    rows = table.read(path)
-    others = table.read(reference) if reference else []
-    click.echo(table.markdown(rows, rates or table.rates_of(rows), others))
+@click.option("--quality", default="psnr", show_default=True, type=click.Choice(sorted(report.CHARTS)))
+def show(path: Path, rates: list[float] | None, reference: Path | None, quality: str) -> None:
+    """Print the mean quality at each rate as a Markdown table."""
+    rows = report.one_name(table.read(path))
+    others = report.one_name(table.read(reference)) if reference else []
+    click.echo(table.markdown(rows, rates or table.rates_of(rows), others, report.CHARTS[quality]))
 
 
 @main.command("peers")
@@ -237,10 +241,7 @@ def show_peers(path: Path) -> None:
 @main.command("kid")
 @click.argument("path", metavar="CSV", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--keep", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of `rd --keep`.")
-@click.option(
-    "--lpips", "weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=lpips.default_weights,
-    help="SqueezeNet weights (.npz).  [default: metrics/lpips_squeeze.npz in DCODEC_DATA or ../shared/data]",
-)
+@_weights
 def show_kid(path: Path, keep: Path, weights: Path | None) -> None:
     """Print how far patches of decoded pictures are from patches of the originals, as sets, as a Markdown table."""
     if weights is None:

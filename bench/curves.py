@@ -67,6 +67,11 @@ def at(by_picture: Mapping[str, Curve], rate: float, *, exact: bool) -> dict[str
     }
 
 
+def signed(curve: Curve, sign: int) -> Curve:
+    """More is better, whatever the quality's sign."""
+    return {bpp: sign * value for bpp, value in curve.items()}
+
+
 def averages(rows: Iterable[Row], quality: Quality, pictures: set[str]) -> dict[str, list[tuple[float, float]]]:
     """label -> (bpp, quality), rising: means over `pictures` of each setting that was measured on all of them."""
     found: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}

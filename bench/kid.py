@@ -45,7 +45,7 @@ def _kernel(a: Features, b: Features) -> Features:
 
 
 def markdown(rows: Sequence[Row], folder: Path, weights: Path) -> str:
-    """A table of all codecs, settings and estimates that were kept for every picture of dcodec's.
+    """A table of the codecs, settings and estimates that were kept for every picture of which any was.
 
     Raises ValueError when nothing was.
     """

@@ -124,8 +124,8 @@ def _bd_table(rows: Sequence[Row]) -> str:
 
 def _bd(anchor: Mapping[str, Curve], test: Mapping[str, Curve], sign: int) -> str:
     both = sorted(anchor.keys() & test.keys())
-    signed = [[{bpp: sign * value for bpp, value in curve[p].items()} for curve in (anchor, test)] for p in both]
-    values = [value for a, t in signed if math.isfinite(value := bd.bd_rate(a, t))]
+    rates = [bd.bd_rate(curves.signed(anchor[p], sign), curves.signed(test[p], sign)) for p in both]
+    values = [value for value in rates if math.isfinite(value)]
     if not values:
         return "–"
     low, high = bd.bootstrap(values)

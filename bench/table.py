@@ -1,15 +1,15 @@
-"""What do the measurements say? Mean PSNR at chosen rates, codec by codec, as a Markdown table."""
+"""What do the measurements say? Mean quality at chosen rates, codec by codec, as a Markdown table."""
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bench.bd import bd_rate
-from bench.curves import Curve, Row, at, curves, label_of, own, rate_of
+from bench.curves import LPIPS, PSNR, Curves, Quality, Row, at, curves, label_of, own, rate_of, signed
 
 RATES = (0.1, 0.2, 0.3, 0.5)
 
@@ -34,41 +34,43 @@ def rates_of(rows: Iterable[Row]) -> list[float]:
     return sorted(found) or list(RATES)
 
 
-def markdown(rows: Sequence[Row], rates: Sequence[float], reference: Sequence[Row] = ()) -> str:
+def markdown(rows: Sequence[Row], rates: Sequence[float], reference: Sequence[Row] = (), quality: Quality = PSNR) -> str:
     """Rates down, codecs across.
 
     dcodec: the exact rate; others: linear in bpp between the two settings around the rate, picture by picture.
-    A mean is given only where all pictures of `rows` reach the rate, else how many do. Then each dcodec's mean estimate
-    minus JPEG (of `rows`, else of the reference), over the pictures where both reach the rate, and how many those are.
+    A mean is given only where all pictures of `rows` reach the rate, else how many do. Then each dcodec's estimate that the
+    quality is about (perception: the sample) minus JPEG (of `rows`, else of the reference), over the pictures where both
+    reach the rate, and how many those are.
     reference: rows of other measurements; only those of the same pictures count.
     """
     pictures = {row["image"] for row in rows}
-    found = curves(rows) | curves((row for row in reference if row["image"] in pictures), mark="*")
+    found = curves(rows, quality) | curves((row for row in reference if row["image"] in pictures), quality, mark="*")
     jpeg = found.get("jpeg", found.get("jpeg*", {}))
     ours = {label for label in found if label.startswith("dcodec") and not label.endswith("*")}
-    means = sorted(label for label in ours if not label.endswith(" sample"))
-    head = ["bpp", *found, *(f"{label} - jpeg" for label in means)]
+    about = [label for label in found if label in ours and label.endswith(" sample") == (quality is LPIPS)]
+    head = ["bpp", *found, *(f"{label} - jpeg" for label in about)]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    digits = 3 if quality is LPIPS else 2
     for rate in rates:
         cells = [f"{rate:g}"]
         for label, curve in found.items():
             reached = at(curve, rate, exact=label in ours)
             whole = len(reached) == len(pictures)
-            cells.append(f"{np.mean(list(reached.values())):.2f}" if whole else f"({len(reached)})")
+            cells.append(f"{np.mean(list(reached.values())):.{digits}f}" if whole else f"({len(reached)})")
         them = at(jpeg, rate, exact=False)
-        for label in means:
+        for label in about:
             us = at(found[label], rate, exact=True)
             both = sorted(us.keys() & them.keys())
-            gain = f"{np.mean([us[p] - them[p] for p in both]):+.2f} " if both else ""
+            gain = f"{np.mean([us[p] - them[p] for p in both]):+.{digits}f} " if both else ""
             cells.append(f"{gain}({len(both)})")
         lines.append(cells)
-    lines.append(["BD-rate", *(_bd(found, label, means, ours) for label in found), *("" for _ in means)])
+    lines.append(["BD-rate", *(_bd(found, label, about, ours, quality.sign) for label in found), *("" for _ in about)])
     notes = [
-        f"PSNR in dB, mean over {len(pictures)} picture{'s' * (len(pictures) != 1)}; "
+        f"{quality.name}; mean over {len(pictures)} picture{'s' * (len(pictures) != 1)}; "
         "in brackets: how many pictures reach the rate (no mean unless all do), or are compared."
     ]
-    if means:
-        notes.append(f"BD-rate: bits of {means[0]} against the column's codec at equal PSNR, mean over pictures.")
+    if about:
+        notes.append(f"BD-rate: bits of {about[0]} against the column's codec at equal quality, mean over pictures.")
     if any(label.endswith("*") for label in found):
         notes.append("*: of the reference CSV.")
     elif reference:
@@ -107,11 +109,11 @@ def _mean(rows: Sequence[Row], column: str) -> str:
     return format(np.mean(values), _SIDE_BY_SIDE[column]) if len(values) == len(rows) else ""
 
 
-def _bd(found: Mapping[str, Mapping[str, Curve]], label: str, means: Sequence[str], ours: set[str]) -> str:
-    """Mean BD-rate of the first of `means` against a codec, over the pictures where both share qualities."""
-    if not means or label in ours:
+def _bd(found: Curves, label: str, tests: Sequence[str], ours: set[str], sign: int) -> str:
+    """Mean BD-rate of the first of `tests` against a codec, over the pictures where both share qualities."""
+    if not tests or label in ours:
         return ""
-    test, anchor = found[means[0]], found[label]
-    rates = [bd_rate(anchor[picture], test[picture]) for picture in sorted(test.keys() & anchor.keys())]
+    test, anchor = found[tests[0]], found[label]
+    rates = [bd_rate(signed(anchor[p], sign), signed(test[p], sign)) for p in sorted(test.keys() & anchor.keys())]
     valid = [value for value in rates if math.isfinite(value)]
     return f"{np.mean(valid):+.1f} % ({len(valid)})" if valid else "(0)"

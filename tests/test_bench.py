@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dcodec
-from bench import codecs, digits, limit, metrics, source, table
+from bench import codecs, curves, digits, limit, metrics, source, table
 from bench import prior as quality
 from bench.__main__ import main
 from bench.bd import bd_rate
@@ -376,7 +376,20 @@ def test_table_with_a_reference(tmp_path):
         writer.writerows(ROWS)
     assert "| 0.2 | (1) | 28.50 | +5.00 (1) |" in run("table", path)
     with_reference = run("table", path, "--rates", "0.1", "--reference", path)
-    assert with_reference.startswith("| bpp | dcodec photo-12 | jpeg | dcodec photo-12* | jpeg* | dcodec photo-12 - jpeg |")
+    assert with_reference.startswith("| bpp | dcodec | jpeg | dcodec* | jpeg* | dcodec - jpeg |")
+
+
+def test_table_of_perception_is_about_the_sample():
+    points = {"jpeg": {0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, "dcodec": {0.05: 0.5, 0.1: 0.4}, "sample": {0.05: 0.4, 0.1: 0.3}}
+    more = [
+        row(name.replace("sample", "dcodec"), f"rate={bpp}" if name != "jpeg" else f"q={bpp}", "a", bpp, 9,
+            lpips_squeeze=str(value), estimate="" if name == "jpeg" else name.replace("dcodec", "mean"))
+        for name, curve in points.items() for bpp, value in curve.items()
+    ]  # fmt: skip
+    lines = table.markdown(more, [0.05, 0.1], quality=curves.LPIPS).splitlines()
+    assert lines[0] == "| bpp | jpeg | dcodec | dcodec sample | dcodec sample - jpeg |"
+    assert lines[2:4] == ["| 0.05 | (0) | 0.500 | 0.400 | (0) |", "| 0.1 | 0.500 | 0.400 | 0.300 | -0.200 (1) |"]
+    assert lines[4] == "| BD-rate | -75.0 % (1) |  |  |  |"  # a quarter of JPEG's bits at 0.4 and at 0.3
 
 
 def test_peers_side_by_side(tmp_path):

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import album, bpg, curves, kept, report, svg, table
+from bench import album, bpg, curves, data_folder, kept, report, svg, table
 from bench.__main__ import main
 from bench.bd import bootstrap
 from bench.points import Point
 from dcodec.pictures import to_image
 
+REFERENCE = data_folder() / "reference" / "kodak_classic.csv"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
     BROWSER is None or importlib.util.find_spec("playwright") is None, reason="no Chromium on PATH, or no playwright"
@@ -210,8 +211,22 @@ def test_readme_says_what_the_rows_say():
         line = re.search(rf"<td>{re.escape(names.get(name, bpg.EQUIVALENT))}</td>(.*?)</tr>", page).group(1)
         found = re.findall(r"<td>([^<]*)</td>", line)
         assert [f"{cells[0]} {cells[1]} (8)", f"{cells[2]} {cells[3]} (8)"] == [found[0], found[3]]
-    (name,) = re.findall(r'src="bench/results/crops/(\w+).svg"', readme)
-    assert (root / "bench" / "results" / "crops" / f"{name}.svg").read_text().strip() == report.charts(rows)[name]
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE} (set DCODEC_DATA)")
+def test_readme_says_of_kodak_what_the_rows_say():
+    """Tables and curves, printed and drawn anew beside the measured files of other codecs."""
+    root = Path(__file__).parents[1]
+    readme, rows = (root / "README.md").read_text(), report.one_name(table.read(root / "bench" / "results" / "kodak.csv"))
+    for quality in (curves.PSNR, curves.LPIPS):
+        said = table.markdown(rows, table.rates_of(rows), table.read(REFERENCE), quality)
+        assert said[: said.index("\n\n") + 2] in readme
+    pictures = {row["image"] for row in rows}
+    rows += [{**row, "codec": row["codec"] + "*"} for row in table.read(REFERENCE) if row["image"] in pictures]
+    names = re.findall(r'src="bench/results/kodak/(\w+).svg"', readme)
+    assert sorted(names) == ["lpips", "psnr"]
+    for name in names:
+        assert (root / "bench" / "results" / "kodak" / f"{name}.svg").read_text().strip() == report.charts(rows)[name]
 
 
 # ------------------------------------------------------------------------------------------- browser
