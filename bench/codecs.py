@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -83,7 +84,7 @@ class Dcodec:
 
         begin = time.process_time()
         session = api._Session.of(data, max(wanted), self.weights, "cpu", 0, MAX_SIDE, None)
-        walk_s, walk_nfe, counted = 0.0, 0, session.counted
+        walk_s, walk_nfe, counted = 0.0, Fraction(0), session.counted
         mark = counted.evaluations
         for size, state in session.states(sorted(wanted)):
             walk_s += time.process_time() - begin
@@ -91,8 +92,8 @@ class Dcodec:
             for name, estimate in wanted[size]:
                 begin, mark = time.process_time(), counted.evaluations
                 shown, std = _estimate(session.setting, state, estimate)
-                decode_s = walk_s + time.process_time() - begin
-                yield Point(name, estimate, size, shown, encode_s, decode_s, walk_nfe + counted.evaluations - mark, std)
+                decode_s, nfe = walk_s + time.process_time() - begin, round(walk_nfe + counted.evaluations - mark)
+                yield Point(name, estimate, size, shown, encode_s, decode_s, nfe, std)
             begin, mark = time.process_time(), counted.evaluations
 
     def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, codec.Written]:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, partial
 
 import numpy as np
@@ -73,8 +74,8 @@ class Peer:
         x = torch.from_numpy(from_array(np.asarray(picture)))[None] * luma
         catalog.load(catalog.find(self.weights), "cpu")  # now, so that no time below includes it
         for part in [slice(None)] if self.embedded else [slice(i, i + 1) for i in range(len(budgets))]:
-            counted = api._Counted(catalog.load(catalog.find(self.weights), "cpu"))
-            walk_s, walk_nfe, begin, mark = 0.0, 0, time.process_time(), 0
+            counted = api._Counted(catalog.load(catalog.find(self.weights), "cpu"), picture.height, picture.width)
+            walk_s, walk_nfe, begin, mark = 0.0, Fraction(0), time.process_time(), Fraction(0)
             for setting, reached in zip(settings[part], self.method(counted, x, budgets[part]), strict=True):
                 walk_s += time.process_time() - begin
                 walk_nfe += counted.evaluations - mark
@@ -82,7 +83,7 @@ class Peer:
                     if (setting, estimate) in jobs:
                         begin, mark = time.process_time(), counted.evaluations
                         shown = np.asarray(to_image((end()[0] / luma).numpy().astype(np.float32)))
-                        decode_s, nfe = walk_s + time.process_time() - begin, walk_nfe + counted.evaluations - mark
+                        decode_s, nfe = walk_s + time.process_time() - begin, round(walk_nfe + counted.evaluations - mark)
                         yield Point(setting, estimate, math.ceil(reached.bits / 8), shown, walk_s, decode_s, nfe)
                 begin, mark = time.process_time(), counted.evaluations
 

@@ -22,8 +22,8 @@ class Point:
     """One decoded file.
 
     size: bytes, of the whole file. shown: 8-bit pixels, (h, w) or (h, w, 3). encode_s, decode_s: CPU seconds; None when
-    not timed. nfe: denoiser evaluations of the decoder, estimate included. std (h, w): what the decoder says of its
-    uncertainty, float32, in units of [-1, 1].
+    not timed. nfe: denoiser evaluations of the decoder at full size, smaller ones as parts, estimate included. std (h, w):
+    what the decoder says of its uncertainty, float32, in units of [-1, 1].
     """
 
     setting: str

@@ -6,7 +6,9 @@ The method itself is in `codec`; here budgets, estimates and picture types meet 
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,10 +55,12 @@ class Snapshot:
 
 
 class _Counted:
-    """A prior that counts its evaluations, of one picture each, in full-size equivalents too."""
+    """A prior that counts its evaluations as parts of those at full size: one of half a picture's sides is a quarter."""
 
-    def __init__(self, prior: "Prior") -> None:
-        self._prior, self.evaluations = prior, 0
+    def __init__(self, prior: "Prior", height: int, width: int) -> None:
+        """height, width: of the picture."""
+        self._prior, self.evaluations = prior, Fraction(0)
+        self._area = math.prod(prior.latent.shape(height, width)[1:]) if prior.latent else height * width
         self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
         self.size, self.latent = prior.size, prior.latent
         self.seconds = 0.0
@@ -64,12 +68,14 @@ class _Counted:
     def __call__(self, x: "Tensor", sigma: float) -> "Tensor":
         begin = time.perf_counter()
         out = self._prior(x, sigma)
-        self.evaluations += len(x)
+        self.evaluations += Fraction(len(x) * x.shape[-2] * x.shape[-1], self._area)
         self.seconds += time.perf_counter() - begin
         return out
 
     def to(self, device: str) -> "_Counted":
-        return _Counted(self._prior.to(device))
+        moved = copy(self)
+        moved._prior = self._prior.to(device)
+        return moved
 
 
 def encode(
@@ -101,7 +107,8 @@ def encode(
     arithmetic: `exact`, or for diffusers models `native`, several times as fast, for streams that only this machine decodes.
     seed: of the shared noise.
     chunk: samples in the denoiser at once (0: by memory); never changes the bytes.
-    report: filled with bytes, bpp, psnr, refreshes, nfe, seconds. progress: called as progress(bits, of, note).
+    report: filled with bytes, bpp, psnr, refreshes, nfe (evaluations at full size, smaller ones as parts), seconds.
+    progress: called as progress(bits, of, note).
     Raises ValueError (PictureError for the picture) when an argument does not make sense.
     """
     begin = time.perf_counter()
@@ -136,7 +143,7 @@ def encode(
         header = replace(header, rest=second_part(fingerprint(device, chunk), prompt, guidance))
     if prompt:
         loaded = catalog.prompted(loaded, prompt, header.guidance)
-    counted = _Counted(loaded)
+    counted = _Counted(loaded, h, w)
     setting = codec.Setting.of(header, counted, device, chunk)
     y = enter(setting, torch.from_numpy(x)[None])
     if size is not None:
@@ -146,7 +153,7 @@ def encode(
         written, payload = _encode_to_psnr(y, x, header, setting, psnr, progress)
     data = written.header.pack() + written.encoder.cut(payload)
     if report is not None:
-        nfe = counted.evaluations
+        nfe = round(counted.evaluations)
         state = written.settled(setting, payload)
         report.update(
             bytes=len(data), bpp=8 * len(data) / (w * h), psnr=_psnr(x, _mean(setting, state)),
@@ -359,7 +366,7 @@ class _Session:
         _same_prior(header, loaded)
         if header.prompt:
             loaded = catalog.prompted(loaded, header.prompt, header.guidance)
-        counted = _Counted(loaded)
+        counted = _Counted(loaded, header.height, header.width)
         return cls(data, size, header, codec.Setting.of(header, counted, device, chunk), counted, begin, progress)
 
     def states(self, sizes: list[int]) -> Iterator[tuple[int, "State"]]:
@@ -378,7 +385,7 @@ class _Session:
         if report is not None:
             report.update(
                 bytes=self.size, bpp=8 * self.size / (self.header.width * self.header.height),
-                nfe=self.counted.evaluations, denoiser_seconds=self.counted.seconds,
+                nfe=round(self.counted.evaluations), denoiser_seconds=self.counted.seconds,
                 seconds=time.perf_counter() - self.begin,
             )  # fmt: skip
 

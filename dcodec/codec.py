@@ -165,14 +165,15 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
     """Samples of P(x|y) at `scale` for a refresh, round after round: (S, C, h, w) float32, CPU.
 
     From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
-    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
+    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread. At
+    coarse scales, where they cost little, there are more.
     """
     p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
     if state.samples is None:
         levels = schedule(16.0, _quiet(step), p.evaluations)
     else:
         levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
-    x = _raised(setting, state, scale, p.samples)
+    x = _raised(setting, state, scale, p.samples << min(scale, p.doublings))
     for i in range(p.rounds):
         drawn = _solve(setting, state, scale, levels, x, setting.seed, p.rounds * state.refresh + i, False)
         yield drawn
@@ -186,12 +187,13 @@ def _quiet(step: float) -> float:
 
 def _raised(setting: Setting, state: State, scale: int, count: int) -> Tensor:
     """The state's samples at a finer scale, as many as asked for; zeros when there are none."""
-    x, layout = state.samples, setting.layout
-    if x is None:
+    layout = setting.layout
+    if state.samples is None:
         return torch.zeros(count, layout.channels, *layout.size(scale))
+    x = state.samples[torch.arange(count) % len(state.samples)]
     for finer in reversed(range(scale, state.scale)):
         x = upsample(x, layout, finer)
-    return x[torch.arange(count) % len(x)]
+    return x
 
 
 def _solve(

@@ -28,7 +28,7 @@ from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
 from dcodec.rows import next_rows, view
-from dcodec.transform import analyze
+from dcodec.transform import analyze, upsample
 
 Pixels = NDArray[np.float32]
 
@@ -345,6 +345,22 @@ def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
     np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, bands[-1].mean(0), atol=2.0**-VALUE_BITS)
     spread = bands.var(1, ddof=1).mean(0)  # (T, p), pooled over rounds
     np.testing.assert_allclose(seen.energy * seen.unit**2, spread.sum(1), rtol=0.02)
+
+
+def test_coarse_scales_have_more_samples(draw: Draw, prior: GaussianPrior) -> None:
+    """Twice as many a scale down, twice at most; the first of them go on to finer scales. Evaluations count by their size."""
+    x = draw(3, 200, 200)
+    setting, own = recorded(x, prior, "fast", 0, 14)
+    p, layout = setting.profile, setting.layout
+    taken = [(step.after.scale, step.after.samples) for step in own.steps]
+    assert {scale: len(samples) for scale, samples in taken if samples is not None} == {3: 32, 2: 32, 1: 16, 0: 8}
+    last = [step.after for step in own.steps if step.after.scale == 2][-1]
+    assert last.samples is not None
+    assert torch.equal(codec._raised(setting, last, 1, 16), upsample(last.samples, layout, 1)[:16])
+    report: dict[str, Any] = {}
+    dcodec.encode(x, size=HEADER_SIZE + 120, prior=prior, report=report)
+    scales = [3] * (p.evaluations - 1) + [scale for scale, _ in taken[: report["refreshes"]]]
+    assert report["nfe"] == round(sum((p.samples << min(s, 2)) * p.rounds * 0.25**s for s in scales))
 
 
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
