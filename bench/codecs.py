@@ -20,7 +20,7 @@ from PIL import __version__ as pillow_version
 import dcodec
 from bench import bpg, peers, plugins, states
 from bench.points import Codec, Job, Missing, Point, label
-from dcodec import api, codec
+from dcodec import api, codec, stream
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
@@ -96,7 +96,7 @@ class Dcodec:
                 yield Point(name, estimate, size, shown, encode_s, decode_s, nfe, std)
             begin, mark = time.process_time(), counted.evaluations
 
-    def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, codec.Written]:
+    def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, stream.Written]:
         """What `dcodec.encode` does for `size` bytes, with all steps kept."""
         x = from_array(picture)
         prior = catalog.load(catalog.find(self.weights))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench import states
-from dcodec import api, codec
+from dcodec import api, codec, stream
 from dcodec.entropy import Encoder
 from dcodec.exact.functions import exp, normal_cdf
 from dcodec.prior.gaussian import GaussianPrior, spectrum
@@ -65,7 +65,7 @@ def walk(side: int, seed: int, stop: float) -> tuple[list[int], list[float]]:
         psnr.append(10 * math.log10(4 / float((mean - x[0]).square().mean())))
         return psnr[-1] > stop
 
-    codec.encode(x, header, setting, enough)
+    stream.encode(x, header, setting, enough)
     return bits, psnr
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dcodec import codec
+from dcodec import codec, stream
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.domain import enter
 from dcodec.prior import Prior
@@ -19,7 +19,8 @@ def begin(
 
 def walk(
     prior: Prior, x: Tensor, size: int, preset: str = "fast", rows: int = 0
-) -> tuple[codec.Setting, codec.Written]:
+) -> tuple[codec.Setting, stream.Written]:
     """What a file of `size` bytes takes for a picture (1, C, h, w) float32 in [-1, 1]."""
     header, setting = begin(prior, x, 0, preset, rows)
-    return setting, codec.encode(enter(setting, x), header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
+    written = stream.encode(enter(setting, x), header, setting, lambda _, e: e.filled(size - HEADER_SIZE), keep=1 << 20)
+    return setting, written

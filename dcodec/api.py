@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dcodec.codec import Setting, State, Written
+    from dcodec.codec import Setting, State
     from dcodec.entropy import Encoder
     from dcodec.prior import Prior
+    from dcodec.stream import Written
 
 Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
 Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
@@ -165,21 +166,21 @@ def encode(
 def _encode_to_size(
     y: "Tensor", header: Header, setting: "Setting", payload: int, progress: Progress | None
 ) -> tuple["Written", int]:
-    from dcodec import codec
+    from dcodec import stream
 
     def enough(state: "State", encoder: "Encoder") -> bool:
         if progress:
             progress(min(encoder.bits, 8 * payload), 8 * payload, f"refresh {state.refresh}")
         return encoder.filled(payload)
 
-    return codec.encode(y, header, setting, enough), payload
+    return stream.encode(y, header, setting, enough), payload
 
 
 def _encode_to_psnr(
     y: "Tensor", x: Pixels, header: Header, setting: "Setting", target: float, progress: Progress | None
 ) -> tuple["Written", int]:
     """Walk past the target, then bisect for the shortest prefix that reaches it."""
-    from dcodec import codec
+    from dcodec import stream
 
     best, ends = 0.0, [0]
 
@@ -193,7 +194,7 @@ def _encode_to_psnr(
             progress(int(100 * min(best, target)), int(100 * target), f"{best:.2f} dB at {encoder.bits} bit")
         return False
 
-    written = codec.encode(y, header, setting, enough, keep=2)
+    written = stream.encode(y, header, setting, enough, keep=2)
     if best < target:
         raise ValueError(f"PSNR {target} dB is out of reach: all there is to say gives {best:.2f} dB")
     low, high = max(ends[-2] - 8, 0), ends[-1] + 8
@@ -371,7 +372,7 @@ class _Session:
 
     def states(self, sizes: list[int]) -> Iterator[tuple[int, "State"]]:
         """The state that each prefix settles."""
-        from dcodec import codec
+        from dcodec import stream
 
         bits = 8 * (max(sizes) - self.header.size)
 
@@ -379,7 +380,7 @@ class _Session:
             if self.progress:
                 self.progress(min(int(done), bits), bits, "")
 
-        yield from codec.states(self.data, self.header, self.setting, sizes, tell)
+        yield from stream.states(self.data, self.header, self.setting, sizes, tell)
 
     def fill(self, report: Report | None) -> None:
         if report is not None:

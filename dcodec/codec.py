@@ -1,6 +1,6 @@
 """dcodec's method on one screen: one walk, driven from both sides.
 
-    picture x ──► Writer ─┐                        ┌─ Reader ◄── bytes
+    picture x ──► Writer ─┐                        ┌─ Reader ◄── bytes        (stream.py)
                           └─► walk: propose ─► code ─► absorb ─► propose ...
 
 Encoder and decoder hold the same state: rows H and quantized measurements y = Hx + n. Both draw samples of P(x|y), find by
@@ -9,10 +9,8 @@ TMLR 2025, arXiv 2407.09896, algorithm 1). H is never sent; any prefix of the sy
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcodec.container import BitstreamError, Header
-from dcodec.entropy import Decoder, Encoder
 from dcodec.posterior import Measured, level, normals, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
@@ -165,15 +162,14 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
     """Samples of P(x|y) at `scale` for a refresh, round after round: (S, C, h, w) float32, CPU.
 
     From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
-    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread. At
-    coarse scales, where they cost little, there are more.
+    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
     """
     p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
     if state.samples is None:
         levels = schedule(16.0, _quiet(step), p.evaluations)
     else:
         levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
-    x = _raised(setting, state, scale, p.samples << min(scale, p.doublings))
+    x = _raised(setting, state, scale, p.samples)
     for i in range(p.rounds):
         drawn = _solve(setting, state, scale, levels, x, setting.seed, p.rounds * state.refresh + i, False)
         yield drawn
@@ -227,178 +223,6 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
         state, refresh=state.refresh + 1, measured=tuple(measured), energy=np.maximum(directions.energy - found, 0.0),
         step=directions.step if setting.profile.limit else directions.step * setting.profile.ratio,
     )  # fmt: skip
-
-
-_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0, np.zeros(0))
-
-
-Turn = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # gains written; levels and bands of symbols written
-
-
-class Writer:
-    """Quantizes the picture's projections and writes them."""
-
-    def __init__(self, x: Tensor, setting: Setting) -> None:
-        """x: (1, C, h, w) float32."""
-        self._bands, self.encoder = analyze(x, setting.layout), Encoder()
-        self.turns: list[Turn] = []
-        self.first = self.last = _NO_DIRECTIONS
-        self._gains = 0
-
-    ended = False
-
-    def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Measure and write the gains (see Coder)."""
-        ratios = np.concatenate([
-            (v.actual_energy(band[0]) + 1e-9) / (v.expected_energy() + 1e-9)
-            for v, band in zip(views, self._bands, strict=False)
-        ])
-        gains = np.clip(np.rint(2 * np.log2(ratios)), -MAX_GAIN, MAX_GAIN).astype(np.int64)
-        self.encoder.write_small((gains - expected).astype(np.int32))
-        self._gains = len(gains)
-        return gains
-
-    def symbols(self, d: Directions) -> Symbols:
-        """Quantize and write (see Coder)."""
-        self.first, self.last = d if not self.turns else self.first, d
-        self.turns.append((self._gains, d.levels, d.band))
-        symbols = d.quantize(self._bands[: len(d.bands)])
-        self.encoder.write(symbols, d.levels, d.band)
-        return symbols
-
-
-class Reader:
-    """Reads what payloads settle, after comparing the first directions with the header's fingerprint.
-
-    Prefixes of one payload can be read along: `cuts` tells where each of them ends.
-    """
-
-    def __init__(self, header: Header, payload: bytes, prefixes: Sequence[int] = ()) -> None:
-        """prefixes: sizes in bytes, each at most the payload's."""
-        self._header, self._decoder = header, Decoder(payload)
-        self._prefixes = {size: Decoder(payload[:size]) for size in prefixes}
-        self._checked = False
-        self.cuts: dict[int, tuple[Directions, Symbols]] = {}
-
-    def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Read the gains (see Coder)."""
-        for decoder in self._prefixes.values():
-            decoder.read_small(len(expected))
-        gains = self._decoder.read_small(len(expected))
-        return np.clip(gains + expected[: len(gains)], -MAX_GAIN, MAX_GAIN)
-
-    def symbols(self, d: Directions) -> Symbols:
-        """Read symbols (see Coder)."""
-        if not self._checked and fingerprint(self._header, d) != self._header.fingerprint:
-            raise BitstreamError(
-                "the first step differs from the encoder's: the header is damaged, or weights or arithmetic differ here"
-            )
-        self._checked = True
-        read = {size: decoder.read(d.levels, d.band) for size, decoder in self._prefixes.items()}
-        self.cuts = {size: (d, symbols) for size, symbols in read.items() if self._prefixes[size].ended}
-        for size in self.cuts:
-            del self._prefixes[size]
-        return self._decoder.read(d.levels, d.band)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the payload settles no more."""
-        return self._decoder.ended
-
-    @property
-    def bits(self) -> float:
-        """Information read so far."""
-        return self._decoder.bits
-
-
-def fingerprint(header: Header, d: Directions) -> bytes:
-    """Two bytes that tell whether encoder and decoder agree on the header and on the first step's directions."""
-    digest = sha256(replace(header, fingerprint=b"\0\0").pack())
-    for candidates in d.bands:
-        digest.update(np.ascontiguousarray(candidates.rows).tobytes())
-    for a in (d.band, d.tile, d.column, d.loc, d.variance, d.levels):
-        digest.update(np.ascontiguousarray(a).tobytes())
-    return digest.digest()[:2]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One turn of an encoder's walk: the state before, the state after, and what was measured between."""
-
-    before: State
-    after: State
-    directions: Directions
-
-
-@dataclass(frozen=True)
-class Written:
-    """What an encoder's walk leaves: the header with its fingerprint, bits to cut from, and its last steps.
-
-    turns: what each step wrote (Turn), to find what a prefix settles.
-    """
-
-    header: Header
-    encoder: Encoder
-    turns: tuple[Turn, ...]
-    steps: tuple[Step, ...]
-
-    def settled(self, setting: Setting, size: int) -> State:
-        """The state that the first `size` payload bytes settle."""
-        payload = self.encoder.cut(size)
-        decoder = Decoder(payload)
-        for turn, (gains, levels, bands) in enumerate(self.turns):
-            decoder.read_small(gains)
-            symbols = decoder.read(levels, bands)
-            if decoder.ended:
-                if turn < len(self.turns) - len(self.steps):  # too far back: decode
-                    return next(states(self.header.pack() + payload, self.header, setting, [self.header.size + size]))[1]
-                step = self.steps[turn - len(self.turns)]
-                before = replace(step.before, samples=step.after.samples, scale=step.after.scale)
-                return learn(setting, before, step.directions, symbols)
-        return self.steps[-1].after
-
-
-def encode(
-    x: Tensor, header: Header, setting: Setting, enough: Callable[[State, Encoder], bool], keep: int = 1
-) -> Written:
-    """Walk with the picture `x` (1, C, h, w) float32 until `enough` says so, or until nothing is left to measure.
-
-    keep: how many of the last steps to remember, so that prefixes ending in them need no decoding.
-    """
-    writer = Writer(x, setting)
-    steps: deque[Step] = deque(maxlen=keep)
-    before: State | None = None
-    for state in walk(setting, writer):
-        if before is not None:
-            steps.append(Step(before, state, writer.last))
-            if enough(state, writer.encoder):
-                break
-        before = state
-    header = replace(header, fingerprint=fingerprint(header, writer.first))
-    return Written(header, writer.encoder, tuple(writer.turns), tuple(steps))
-
-
-def states(
-    data: bytes, header: Header, setting: Setting, sizes: Sequence[int], progress: Callable[[float], None] | None = None
-) -> Iterator[tuple[int, State]]:
-    """(size, the state that the first `size` bytes of `data` settle) for each of `sizes` (rising), in one walk."""
-    begin = header.size
-    payload = data[begin : max(sizes)]
-    waiting = sorted(set(sizes))
-    reader = Reader(header, payload, [size - begin for size in waiting[:-1]])
-    last: State | None = None
-    for state in walk(setting, reader):
-        for size, (directions, symbols) in sorted(reader.cuts.items()):
-            assert last is not None
-            before = replace(last, samples=state.samples, scale=state.scale)
-            yield size + begin, learn(setting, before, directions, symbols)
-            waiting.remove(size + begin)
-        if progress:
-            progress(reader.bits)
-        last = state
-    assert last is not None
-    for size in waiting:  # the walk itself ended, or these bytes did
-        yield size, last
 
 
 def estimate(setting: Setting, state: State, count: int, seed: int, *, n: int = 8, rounds: int = 0) -> Tensor:

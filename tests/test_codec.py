@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import dcodec
-from dcodec import codec
-from dcodec.codec import Setting, State, Writer, Written, draw_samples
+from dcodec import codec, stream
+from dcodec.codec import Setting, State, draw_samples
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
@@ -28,7 +28,8 @@ from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
 from dcodec.rows import next_rows, view
-from dcodec.transform import analyze, upsample
+from dcodec.stream import Writer, Written
+from dcodec.transform import analyze
 
 Pixels = NDArray[np.float32]
 
@@ -178,20 +179,20 @@ def test_kinds_of_pictures_give_the_same_bytes(draw: Draw) -> None:
 
 
 def recorded(x: Pixels, prior: GaussianPrior, preset: str, rows: int, refreshes: int) -> tuple[Setting, Written]:
-    """What `codec.encode` leaves, but with every step kept: the encoder's own state at any prefix, nothing decoded."""
+    """What `stream.encode` leaves, but with every step kept: the encoder's own state at any prefix, nothing decoded."""
     channels, height, width = x.shape
     header = Header(width, height, channels == 1, preset, rows, prior.digest[:2])
     setting = Setting.of(header, prior)
     writer = Writer(torch.from_numpy(x)[None] * (math.sqrt(3) if channels == 1 else 1.0), setting)
-    steps: list[codec.Step] = []
+    steps: list[stream.Step] = []
     before = None
     for state in codec.walk(setting, writer):
         if before is not None:
-            steps.append(codec.Step(before, state, writer.last))
+            steps.append(stream.Step(before, state, writer.last))
         if state.refresh == refreshes:
             break
         before = state
-    header = replace(header, fingerprint=codec.fingerprint(header, writer.first))
+    header = replace(header, fingerprint=stream.fingerprint(header, writer.first))
     return setting, Written(header, writer.encoder, tuple(writer.turns), tuple(steps))
 
 
@@ -211,11 +212,11 @@ def check_prefixes(data: bytes, own: Written, setting: Setting, lengths: list[in
 
     Returns how many rows are measured after each.
     """
-    along = dict(codec.states(data, own.header, setting, lengths))
+    along = dict(stream.states(data, own.header, setting, lengths))
     assert sorted(along) == lengths
     measured = []
     for length in lengths:
-        (_, alone), = codec.states(data[:length], own.header, setting, [length])
+        (_, alone), = stream.states(data[:length], own.header, setting, [length])
         assert_same(alone, along[length])
         assert_same(alone, own.settled(setting, length - HEADER_SIZE))
         measured.append(rows_measured(alone))
@@ -347,20 +348,18 @@ def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
     np.testing.assert_allclose(seen.energy * seen.unit**2, spread.sum(1), rtol=0.02)
 
 
-def test_coarse_scales_have_more_samples(draw: Draw, prior: GaussianPrior) -> None:
-    """Twice as many a scale down, twice at most; the first of them go on to finer scales. Evaluations count by their size."""
+def test_evaluations_count_by_their_size(draw: Draw, prior: GaussianPrior) -> None:
+    """One at half size is a quarter of one at full size."""
     x = draw(3, 200, 200)
-    setting, own = recorded(x, prior, "fast", 0, 14)
-    p, layout = setting.profile, setting.layout
-    taken = [(step.after.scale, step.after.samples) for step in own.steps]
-    assert {scale: len(samples) for scale, samples in taken if samples is not None} == {3: 32, 2: 32, 1: 16, 0: 8}
-    last = [step.after for step in own.steps if step.after.scale == 2][-1]
-    assert last.samples is not None
-    assert torch.equal(codec._raised(setting, last, 1, 16), upsample(last.samples, layout, 1)[:16])
+    setting, own = recorded(x, prior, "fast", 0, 16)
+    p = setting.profile
+    taken = [step.after.scale for step in own.steps]
+    assert taken[0] == 3
+    assert taken[-1] == 0
     report: dict[str, Any] = {}
     dcodec.encode(x, size=HEADER_SIZE + 120, prior=prior, report=report)
-    scales = [3] * (p.evaluations - 1) + [scale for scale, _ in taken[: report["refreshes"]]]
-    assert report["nfe"] == round(sum((p.samples << min(s, 2)) * p.rounds * 0.25**s for s in scales))
+    scales = [3] * (p.evaluations - 1) + taken[: report["refreshes"]]
+    assert report["nfe"] == round(sum(p.samples * p.rounds * 0.25**scale for scale in scales))
 
 
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
@@ -394,7 +393,7 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
     the picture's; without the bits they do not."""
     x = draw(channels, 48, 48)
     header, setting = setting_of(data := encode(x, size=HEADER_SIZE + 150), prior)
-    (_, state), = codec.states(data, header, setting, [len(data)])
+    (_, state), = stream.states(data, header, setting, [len(data)])
     luma = math.sqrt(3) if channels == 1 else 1.0
 
     def deviations(pictures: torch.Tensor) -> NDArray[np.float64]:

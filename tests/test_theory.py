@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from dcodec import codec
+from dcodec import codec, stream
 from dcodec.codec import Setting
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
@@ -42,7 +42,7 @@ def rate(eigenvalues: Array, distortion: float) -> float:
     return float(np.maximum(0.5 * np.log2(eigenvalues / level), 0).sum())
 
 
-def settled_rows(written: codec.Written, payload: int) -> int:
+def settled_rows(written: stream.Written, payload: int) -> int:
     """How many coded rows the first `payload` bytes settle."""
     decoder, count = Decoder(written.encoder.cut(payload)), 0
     for gains, levels, bands in written.turns:
@@ -66,10 +66,10 @@ def test_psc_keeps_to_the_rate_distortion_function(prior: GaussianPrior) -> None
         x = torch.from_numpy(prior.draw(1, h, w, seed))[None]
         header = Header(w, h, True, "psc", 8, prior.digest[:2], seed)
         setting = Setting.of(header, prior)
-        written = codec.encode(x, header, setting, lambda state, encoder: encoder.filled(payloads[-1]))
+        written = stream.encode(x, header, setting, lambda state, encoder: encoder.filled(payloads[-1]))
         data = written.header.pack() + written.encoder.cut(payloads[-1])
         sizes = [HEADER_SIZE + n for n in payloads]
-        for i, (size, state) in enumerate(codec.states(data, written.header, setting, sizes)):
+        for i, (size, state) in enumerate(stream.states(data, written.header, setting, sizes)):
             mean = codec.estimate(setting, state, 64, 1).double().mean(0)
             errors[i] += float(((mean - x[0]) ** 2).sum()) / pictures
             rows[i] += settled_rows(written, size - HEADER_SIZE) / pictures
@@ -86,7 +86,7 @@ def test_first_rows_of_psc_are_the_principal_components(seed: int, prior: Gaussi
     h, w, k = 10, 14, 8
     header = Header(w, h, True, "psc", k, prior.digest[:2], seed)
     setting = Setting.of(header, prior)
-    _, directions = codec.propose(setting, codec.start(setting), codec.Reader(header, b""))
+    _, directions = codec.propose(setting, codec.start(setting), stream.Reader(header, b""))
     rows = directions.bands[0].rows[0][directions.column] * UNIT
     np.testing.assert_allclose(rows @ rows.T, np.eye(k), atol=2.0**-18)
     covariance = prior.covariance(1, h, w)
@@ -162,7 +162,7 @@ def test_sampler_with_rows_that_a_walk_finds(prior: GaussianPrior) -> None:
     header = Header(w, h, True, "psc", 4, prior.digest[:2])
     setting = Setting.of(header, prior)
     found: list[codec.State] = []
-    codec.encode(x, header, setting, lambda state, encoder: bool(found.append(state)) or state.refresh == 8)
+    stream.encode(x, header, setting, lambda state, encoder: bool(found.append(state)) or state.refresh == 8)
     for state in found[::3]:
         check_sampler(prior, state.measured[0], setting.layout, 8)
 
