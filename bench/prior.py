@@ -74,7 +74,7 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     layout = Layout(3, h, w, 0, factor)
     measured = block_averages(x, layout, factor)
     drawn = bicubic.expand(SAMPLES, -1, -1, -1)
-    passes = [schedule(HIDING, 2.0**-6, api.MEAN_EVALUATIONS)] + [schedule(ROUND, 2.0**-4, 3)] * api.MEAN_ROUNDS
+    passes = [schedule(HIDING, 2.0**-6, codec.MEAN.first)] + [schedule(ROUND, 2.0**-4, codec.MEAN.each)] * codec.MEAN.rounds
     for i, levels in enumerate(passes):
         drawn = sample(prior, [measured], layout, 0, levels, drawn, normals(0, i, True), chunk=1, device="cpu")
     return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(bicubic))
@@ -95,14 +95,14 @@ def block_averages(x: Tensor, layout: Layout, factor: int) -> Measured:
 def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[tuple[float, float, float]]:
     """Variance of the samples that a decoder shows, of its uncertainty map, and squared error of its mean; at each rate.
 
-    The samples behind the mean (`codec.estimate` with rounds) are no measure of it: their few evaluations make them smooth.
+    The samples behind the mean (`codec.MEAN`) are no measure of it: their few evaluations make them smooth.
     """
     x = to_tensor(picture)
     sizes = [max(HEADER_SIZE, int(rate * x[0, 0].numel() / 8)) for rate in rates]
     setting, written = states.walk(prior, x, max(sizes))
     for size in sizes:
         state = written.settled(setting, size - HEADER_SIZE)
-        drawn = codec.estimate(setting, state, SAMPLES, 0, n=api.SAMPLE_EVALUATIONS)
+        drawn = codec.estimate(setting, state, SAMPLES, 0, codec.SAMPLE)
         error = torch.from_numpy(api._mean(setting, state)) - x[0]
         shown = np.square(api._std(setting, state, drawn.numpy()), dtype=np.float64).mean()
         yield float(drawn.double().var(0).mean()), float(shown), float(error.double().square().mean())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dcodec.codec import Setting, State
+    from dcodec.codec import Passes, Setting, State
     from dcodec.entropy import Encoder
     from dcodec.prior import Prior
     from dcodec.stream import Written
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
 Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 Report = dict[str, Any]
-
-MEAN_EVALUATIONS, MEAN_ROUNDS = 4, 3  # of the denoiser for each of them; of 3 evaluations more
-SAMPLE_EVALUATIONS = 12  # of the denoiser, for a sample to look at
 
 
 @dataclass(frozen=True)
@@ -411,14 +408,18 @@ def _picture(image: Any) -> Pixels:
     return image
 
 
-def _samples(
-    setting: "Setting", state: "State", count: int, seed: int | None, n: int = SAMPLE_EVALUATIONS, rounds: int = 0
-) -> Pixels:
-    """(count, C, h, w) samples, not clipped."""
+def _samples(setting: "Setting", state: "State", count: int, seed: int | None) -> Pixels:
+    """(count, C, h, w) samples to look at, not clipped."""
+    from dcodec import codec
+
+    return _drawn(setting, state, count, seed, codec.SAMPLE)
+
+
+def _drawn(setting: "Setting", state: "State", count: int, seed: int | None, passes: "Passes") -> Pixels:
     from dcodec import codec
     from dcodec.domain import leave
 
-    return leave(setting, codec.estimate(setting, state, count, setting.seed if seed is None else seed, n=n, rounds=rounds))
+    return leave(setting, codec.estimate(setting, state, count, setting.seed if seed is None else seed, passes))
 
 
 def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
@@ -427,7 +428,9 @@ def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels
 
 def behind_mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
     """(S, C, h, w) the samples whose average is the mean estimate, not clipped."""
-    return _samples(setting, state, setting.profile.averaged, seed, n=MEAN_EVALUATIONS, rounds=MEAN_ROUNDS)
+    from dcodec import codec
+
+    return _drawn(setting, state, setting.profile.averaged, seed, codec.MEAN)
 
 
 def average(drawn: Pixels) -> Pixels:

@@ -225,18 +225,32 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
     )  # fmt: skip
 
 
-def estimate(setting: Setting, state: State, count: int, seed: int, *, n: int = 8, rounds: int = 0) -> Tensor:
-    """`count` samples of P(x|y) at full size: (count, C, h, w) float32, with `n` evaluations each, then 3 more a round.
+@dataclass(frozen=True)
+class Passes:
+    """How an estimate's samples come: a pass of `first` evaluations, then `rounds` of `each`, with `noise` steps of noise."""
 
-    A round adds noise of the step's size and takes it off again: one pass of a split Gibbs sampler (Wu et al. 2024, arXiv
+    first: int = 8
+    rounds: int = 0
+    each: int = 3
+    noise: float = 1.0
+
+
+MEAN = Passes(4, 3)  # little noise and few evaluations make samples smooth, and their average good
+SAMPLE = Passes(8, 3, 6, 2.0)  # more of both: samples that vary as much as the mean errs (bench/NOTES.md)
+
+
+def estimate(setting: Setting, state: State, count: int, seed: int, passes: Passes) -> Tensor:
+    """`count` samples of P(x|y) at full size: (count, C, h, w) float32.
+
+    A round adds noise of about the step's size and takes it off again: one pass of a split Gibbs sampler (Wu et al. 2024, arXiv
     2405.18782, algorithm 1). The first pass decides much of the picture at noise where y is hardly heard; rounds mend it.
     """
     x, first = _raised(setting, state, 0, count), 16.0
     if state.samples is not None:
         first = min(16.0, max(3.0 * state.step / setting.profile.ratio, 0.5))
-    passes = [schedule(first, _quiet(state.step), n)]
-    begin = min(max(state.step, 2.0**-4), 4.0)
-    passes += [schedule(begin, min(begin / 2, 2.0**-4), 3)] * rounds
-    for i, levels in enumerate(passes):
-        x = _solve(setting, state, 0, levels, x, seed, ESTIMATE_KEY + i, True)
+    begin = min(max(passes.noise * state.step, 2.0**-4), 4.0)
+    levels = [schedule(first, _quiet(state.step), passes.first)]
+    levels += [schedule(begin, min(begin / 2, 2.0**-4), passes.each)] * passes.rounds
+    for i, falling in enumerate(levels):
+        x = _solve(setting, state, 0, falling, x, seed, ESTIMATE_KEY + i, True)
     return x

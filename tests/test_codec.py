@@ -18,7 +18,7 @@ from PIL import Image
 
 import dcodec
 from dcodec import codec, stream
-from dcodec.codec import Setting, State, draw_samples
+from dcodec.codec import Passes, Setting, State, draw_samples
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
@@ -102,7 +102,7 @@ def test_a_drawn_digit_goes_through_a_few_bytes() -> None:
     entry = catalog.find("mnist")
     empty = Header(28, 28, True, "whole", 0, entry.digest[:2])
     setting = codec.Setting.of(empty, catalog.load(entry))
-    drawn = codec.estimate(setting, codec.start(setting), 1, 5, n=12)[0].numpy() / np.float32(math.sqrt(3))
+    drawn = codec.estimate(setting, codec.start(setting), 1, 5, Passes(12))[0].numpy() / np.float32(math.sqrt(3))
     assert drawn[0, :2].max() < -0.9  # the margin is black
     assert drawn.max() > 0.9  # the stroke is white
     data = dcodec.encode(to_image(drawn), size=40, prior="mnist", preset="whole")
@@ -405,7 +405,7 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
             parts.append(((projection - m.y) / np.sqrt(np.where(known, m.noise, 1)))[:, known])
         return np.concatenate(parts, 1)
 
-    samples = deviations(codec.estimate(setting, state, 8, 3))
+    samples = deviations(codec.estimate(setting, state, 8, 3, codec.SAMPLE))
     assert samples.shape[1] > 100
     assert np.sqrt((samples**2).mean()) < 1.2
     assert (np.abs(samples) < 3).mean() > 0.98

@@ -14,7 +14,7 @@ def walked(size: int) -> tuple[codec.Setting, codec.State, torch.Tensor]:
     prior = GaussianPrior()
     setting, written = states.walk(prior, torch.from_numpy(prior.draw(3, 48, 40, 5))[None], size)
     state = written.settled(setting, size - 15)
-    return setting, state, codec.estimate(setting, state, 6, 0, n=4)
+    return setting, state, codec.estimate(setting, state, 6, 0, codec.Passes(4))
 
 
 def test_only_the_pattern_of_the_samples_counts() -> None:
