@@ -261,11 +261,8 @@ def show_kid(path: Path, keep: Path, weights: Path | None) -> None:
 @click.option("--title", default="dcodec: rate, distortion, perception", show_default=True)
 def show_report(path: Path, out: Path, reference: Path | None, keep: Path | None, drawn: Path | None, title: str) -> None:
     """Draw curves, tables and pictures as one HTML file, from the rows of a CSV."""
-    rows = table.read(path)
+    rows = report.beside(table.read(path), table.read(reference) if reference else [])
     if reference:
-        pictures = {row["image"] for row in rows}
-        others = [row for row in table.read(reference) if row["image"] in pictures]
-        rows += [{**row, "codec": row["codec"] + "*"} for row in others]
         title += " (*: of the reference CSV)"
     try:
         out.write_text(report.page(rows, title, keep), encoding="utf-8")

@@ -52,6 +52,12 @@ def one_name(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "prior": ""} if len(priors) == 1 else row for row in rows]
 
 
+def beside(rows: Sequence[Row], reference: Sequence[Row]) -> list[Row]:
+    """Rows, then those of other measurements of the same pictures, their codecs marked with a star."""
+    pictures = {row["image"] for row in rows}
+    return [*rows, *({**row, "codec": row["codec"] + "*"} for row in reference if row["image"] in pictures)]
+
+
 def charts(rows: Sequence[Row]) -> dict[str, str]:
     """Name -> SVG: quality over rate for each quality that dcodec was measured in, and distortion against perception."""
     out = {}

@@ -211,6 +211,10 @@ def test_readme_says_what_the_rows_say():
         line = re.search(rf"<td>{re.escape(names.get(name, bpg.EQUIVALENT))}</td>(.*?)</tr>", page).group(1)
         found = re.findall(r"<td>([^<]*)</td>", line)
         assert [f"{cells[0]} {cells[1]} (8)", f"{cells[2]} {cells[3]} (8)"] == [found[0], found[3]]
+    drawn = sorted((root / "bench" / "results" / "crops").glob("*.svg"))
+    assert drawn
+    for path in drawn:
+        assert path.read_text().strip() == report.charts(rows)[path.stem]
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason=f"no {REFERENCE} (set DCODEC_DATA)")
@@ -221,8 +225,7 @@ def test_readme_says_of_kodak_what_the_rows_say():
     for quality in (curves.PSNR, curves.LPIPS):
         said = table.markdown(rows, table.rates_of(rows), table.read(REFERENCE), quality)
         assert said[: said.index("\n\n") + 2] in readme
-    pictures = {row["image"] for row in rows}
-    rows += [{**row, "codec": row["codec"] + "*"} for row in table.read(REFERENCE) if row["image"] in pictures]
+    rows = report.beside(rows, table.read(REFERENCE))
     names = re.findall(r'src="bench/results/kodak/(\w+).svg"', readme)
     assert sorted(names) == ["lpips", "psnr"]
     for name in names:
