@@ -261,10 +261,9 @@ def show_kid(path: Path, keep: Path, weights: Path | None) -> None:
 @click.option("--title", default="dcodec: rate, distortion, perception", show_default=True)
 def show_report(path: Path, out: Path, reference: Path | None, keep: Path | None, drawn: Path | None, title: str) -> None:
     """Draw curves, tables and pictures as one HTML file, from the rows of a CSV."""
-    rows = report.beside(table.read(path), table.read(reference) if reference else [])
-    if reference:
-        title += " (*: of the reference CSV)"
     try:
+        rows = report.beside(table.read(path), table.read(reference)) if reference else table.read(path)
+        title += " (*: of the reference CSV)" if reference else ""
         out.write_text(report.page(rows, title, keep), encoding="utf-8")
     except (ValueError, KeyError) as error:
         raise click.ClickException(f"{path}: {error}") from error
