@@ -89,7 +89,7 @@ def block_averages(x: Tensor, layout: Layout, factor: int) -> Measured:
     y = tiles @ rows.T.astype(np.float64) * 2.0**-BITS
     everywhere = np.ascontiguousarray(np.broadcast_to(rows, (len(tiles), *rows.shape)))
     variance = np.broadcast_to(y.var(axis=0) + 1e-6, y.shape).copy()
-    return Measured(np.arange(len(tiles)), everywhere, y, np.full(y.shape, 1e-6), variance)
+    return Measured(np.arange(len(tiles)), everywhere, y, np.full(y.shape, 2.0**-8), variance)
 
 
 def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[tuple[float, float, float]]:

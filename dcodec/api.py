@@ -60,7 +60,7 @@ class _Counted:
         self._prior, self.evaluations = prior, Fraction(0)
         self._area = math.prod(prior.latent.shape(height, width)[1:]) if prior.latent else height * width
         self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
-        self.size, self.latent = prior.size, prior.latent
+        self.size, self.latent, self.doubt = prior.size, prior.latent, prior.doubt
         self.seconds = 0.0
 
     def __call__(self, x: "Tensor", sigma: float) -> "Tensor":

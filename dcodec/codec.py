@@ -206,17 +206,17 @@ def _solve(
 def learn(setting: Setting, state: State, directions: Directions, symbols: Symbols) -> State:
     """Absorb the measurements that `symbols` (any first part of the directions) make."""
     n = len(symbols)
-    y, noise = directions.dequantize(symbols)
+    y, width = directions.dequantize(symbols)
     measured = list(state.measured)
     for index, candidates in enumerate(directions.bands):
         mine = np.flatnonzero(directions.band[:n] == index)
         if not len(mine):
             continue
         chosen = np.zeros(candidates.wanted.shape, bool)
-        ys, noises = np.zeros(chosen.shape), np.zeros(chosen.shape)
+        ys, widths = np.zeros(chosen.shape), np.zeros(chosen.shape)
         at = directions.tile[mine], directions.column[mine]
-        chosen[at], ys[at], noises[at] = True, y[mine], noise[mine]
-        measured[index] = absorb(measured[index], candidates, chosen, ys, noises)
+        chosen[at], ys[at], widths[at] = True, y[mine], width[mine]
+        measured[index] = absorb(measured[index], candidates, chosen, ys, widths)
     new = directions.width[:n] == 0.0
     found = np.bincount(directions.band[:n][new], directions.variance[:n][new], len(directions.energy))
     return replace(

@@ -4,9 +4,10 @@ A second-order multistep solver of the probability-flow ODE on log sigma (DPM-So
 algorithm 2) whose estimate x0 = D(x, sigma) is first made consistent with the measurements, row by row as rows are
 orthonormal:
 
-    x0 <- x0 + H' K (y - H x0),    K = r^2 / (r^2 + q),    r^2 = s^2 v / (s^2 + v)
+    x0 <- x0 + H' (E[t | t in cell] - H x0),    t ~ N(H x0, doubt r^2),    r^2 = s^2 v / (s^2 + v)
 
-v: variance of the row's projection when it was measured; q: variance of its quantization noise; s: sigma.
+v: variance of the row's projection when it was measured; s: sigma; the cell is what its symbols tell (cells.py); doubt: of the
+prior.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcodec.cells import within
 from dcodec.exact import noise
 from dcodec.exact.linear import to_fixed
 from dcodec.exact.pca import BITS as ROW_BITS
@@ -27,18 +29,21 @@ Array = NDArray[np.float64]
 
 _CHUNK = 1 << 21  # numbers of rows worked on at once
 VALUE_BITS = 12  # coefficients meet rows in units of 2**-12
+
+
 @dataclass(frozen=True)
 class Measured:
     """What is known of one band: k orthonormal rows on each of A of its tiles, and y = Hx + n on them.
 
     tiles: (A,) int64, rising. rows: (A, k, p) float32, integers in units of 2**-ROW_BITS.
-    y: (A, k); noise: (A, k) variance of n, infinite where a slot is empty; variance: (A, k) expected before measuring.
+    y: (A, k) middles of the cells that h x is known to be in; width: (A, k) of the cells, 0 where a slot is empty;
+    variance: (A, k) of h x expected before measuring.
     """
 
     tiles: NDArray[np.int64]
     rows: NDArray[np.float32]
     y: Array
-    noise: Array
+    width: Array
     variance: Array
 
     @classmethod
@@ -46,6 +51,11 @@ class Measured:
         """No tiles, no rows."""
         empty = np.zeros((0, 0))
         return cls(np.zeros(0, np.int64), np.zeros((0, 0, dim), np.float32), empty, empty, empty)
+
+    def left(self) -> Array:
+        """Variance (A, k) that quantization leaves unknown on the rows, v q / (v + q) with q of the cell; 0 in empty slots."""
+        q = self.width * self.width / 12.0
+        return self.variance * q / np.where(q > 0.0, self.variance + q, 1.0)
 
 
 def level(sigma: float) -> int:
@@ -60,7 +70,9 @@ def schedule(first: float, last: float, n: int) -> list[int]:
     return list(dict.fromkeys(high - ((high - low) * i + (n - 1) // 2) // (n - 1) for i in range(n)))
 
 
-def consistent(x0: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, sigma: float) -> Tensor:
+def consistent(
+    x0: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, sigma: float, doubt: float
+) -> Tensor:
     """The denoiser's estimate (S, C, h, w) at noise `sigma`, moved towards the measurements (module's equation)."""
     if not any(len(m.tiles) for m in measured):
         return x0
@@ -70,15 +82,15 @@ def consistent(x0: Tensor, measured: Sequence[Measured], layout: Layout, scale: 
     for band, m in zip(bands, measured, strict=False):
         if not len(m.tiles):
             continue
-        r2 = s2 * m.variance / (s2 + m.variance)
-        gains = np.where(np.isinf(m.noise), 0.0, r2 / (r2 + m.noise))
+        r2 = doubt * s2 * m.variance / (s2 + m.variance)
         for first in range(0, len(m.tiles), max(1, _CHUNK // m.rows[0].size)):
             part = slice(first, first + max(1, _CHUNK // m.rows[0].size))
-            tiles, rows, y, gain = (torch.from_numpy(a[part]).to(x0.device) for a in (m.tiles, m.rows, m.y, gains))
+            tiles, rows, y = (torch.from_numpy(a[part]).to(x0.device) for a in (m.tiles, m.rows, m.y))
             rows = rows.double()
             c = to_fixed(band[:, tiles], VALUE_BITS).transpose(0, 1)  # (A, S, p)
             projection = c @ rows.mT * 2.0**-ROW_BITS  # (A, S, k), exact: |c| < 2**24, rows are unit vectors
-            pull = torch.round(gain[:, None] * (to_fixed(y, VALUE_BITS)[:, None] - projection))
+            offset = projection - to_fixed(y, VALUE_BITS)[:, None]
+            pull = torch.round(within(offset, r2[part] * 4.0**VALUE_BITS, m.width[part] * 2.0**VALUE_BITS) - offset)
             band[:, tiles] += (pull @ rows * 2.0 ** -(ROW_BITS + VALUE_BITS)).float().transpose(0, 1)
     return synthesize(bands, layout)
 
@@ -115,7 +127,7 @@ def _solve(
     """x at SIGMAS[levels[0]] -> the solver's x0 at the last level."""
     last: Tensor | None = None
     for i, level in enumerate(levels):  # 0, ..., N-1
-        x0 = consistent(prior(x, SIGMAS[level]), measured, layout, scale, SIGMAS[level])
+        x0 = consistent(prior(x, SIGMAS[level]), measured, layout, scale, SIGMAS[level], prior.doubt)
         if i + 1 == len(levels):
             return x0
         h = level - levels[i + 1]  # log-sigma steps, in eighths of an octave

@@ -2,7 +2,7 @@
 
 The first time a row is measured, z = h x - loc falls into one of many cells around its expectation:
 
-    symbol = sign(z) floor(|z| / step + ROUNDING),    y = middle of the cell,  y = h x + n,  var n = width^2 / 12
+    symbol = sign(z) floor(|z| / step + ROUNDING),    y = middle of the cell
 
 Each later time its cell is cut in two, and the symbol tells the half: no bit of an earlier answer is paid twice.
 
@@ -52,9 +52,8 @@ def quantize(projection: Array, loc: Array, middle: Array, width: Array, step: f
 
 
 def dequantize(symbols: Symbols, loc: Array, middle: Array, width: Array, step: float) -> tuple[Array, Array]:
-    """Measurements y (n,), the middles of the cells that the symbols tell, and the variance of their noise (n,)."""
+    """The cells that the symbols tell: their middles y and their widths, (n,) each."""
     known = width > 0.0
     first = loc + np.sign(symbols) * (np.abs(symbols) + (0.5 - ROUNDING)) * step
     y = np.where(known, middle + width * (0.5 * symbols - 0.25), first)
-    cell = np.where(known, 0.5 * width, np.where(symbols == 0, 2.0 - 2.0 * ROUNDING, 1.0) * step)
-    return y, cell * cell / 12.0
+    return y, np.where(known, 0.5 * width, np.where(symbols == 0, 2.0 - 2.0 * ROUNDING, 1.0) * step)

@@ -76,7 +76,7 @@ class Directions:
         return quantize(self.project(bands), self.loc, self.middle, self.width, self.step)
 
     def dequantize(self, symbols: Symbols) -> tuple[Array, Array]:
-        """Measurements y (n,) and the variance of their noise (n,) for the first n symbols."""
+        """Cells that the first n symbols tell: middles y and widths, (n,) each."""
         n = len(symbols)
         return dequantize(symbols, self.loc[:n], self.middle[:n], self.width[:n], self.step)
 
@@ -200,15 +200,12 @@ def _candidates(
     variance = np.zeros((len(tiles), r))
     old_at, new_at = np.searchsorted(tiles, measured.tiles), np.searchsorted(tiles, new_tiles)
     rows[old_at, :known], rows[new_at, known:] = measured.rows, new_rows
-    live = ~np.isinf(measured.noise)
-    noise = np.where(live, measured.noise, 0.0)
-    total = measured.variance + noise
-    variance[old_at, :known] = np.where(live, measured.variance * noise / np.where(live, total, 1.0), 0.0)
+    variance[old_at, :known] = measured.left()
     variance[new_at, known:] = new_variance * scale[new_tiles, None]
     loc = _project(rows, np.rint(view.mean[tiles])) * 2.0 ** -(ROW_BITS + VALUE_BITS)
     middle, width = np.zeros(variance.shape), np.zeros(variance.shape)
     middle[old_at, :known] = measured.y
-    width[old_at, :known] = np.where(live, np.sqrt(12.0 * noise), 0.0)
+    width[old_at, :known] = measured.width
     ripe = np.zeros(variance.shape, bool)
     ripe[old_at, :known] = view.spread >= profile.ripe * step * step / (view.unit * view.unit)
     wanted = np.where(width > 0.0, ripe & (width >= profile.split * step), variance > floor)
@@ -297,20 +294,20 @@ def _smooth(energy: Array, grid: tuple[int, int]) -> Array:
     return smooth
 
 
-def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_], y: Array, noise: Array) -> Measured:
+def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_], y: Array, width: Array) -> Measured:
     """Measurements of a band after some of its candidates were measured.
 
-    chosen (A, r): which; y, noise (A, r): what came of them, in place of what was known. A tile's rows fill its first slots.
+    chosen (A, r): which; y, width (A, r): their cells now, in place of what was known. A tile's rows fill its first slots.
     """
     known = measured.rows.shape[1]
     shape = candidates.variance.shape
     at = np.searchsorted(candidates.tiles, measured.tiles)
-    old_y, old_noise, variance = np.zeros(shape), np.full(shape, np.inf), candidates.variance.copy()
-    old_y[at, :known], old_noise[at, :known], variance[at, :known] = measured.y, measured.noise, measured.variance
-    y, noise = np.where(chosen, y, old_y), np.where(chosen, noise, old_noise)
-    live = ~np.isinf(noise)
+    old_y, old_width, variance = np.zeros(shape), np.zeros(shape), candidates.variance.copy()
+    old_y[at, :known], old_width[at, :known], variance[at, :known] = measured.y, measured.width, measured.variance
+    y, width = np.where(chosen, y, old_y), np.where(chosen, width, old_width)
+    live = width > 0.0
     tiles = live.any(axis=1)
     order = np.argsort(~live[tiles], axis=1, kind="stable")[:, : int(live.sum(axis=1).max(initial=0))]  # (A, k)
-    y, noise, variance = (np.take_along_axis(a[tiles], order, 1) for a in (y, noise, variance))
-    rows = np.take_along_axis(candidates.rows[tiles], order[:, :, None], 1) * ~np.isinf(noise)[:, :, None]
-    return Measured(candidates.tiles[tiles], rows, y, noise, variance)
+    y, width, variance = (np.take_along_axis(a[tiles], order, 1) for a in (y, width, variance))
+    rows = np.take_along_axis(candidates.rows[tiles], order[:, :, None], 1) * (width > 0.0)[:, :, None]
+    return Measured(candidates.tiles[tiles], rows, y, width, variance)

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from dcodec.codec import Setting, State
-from dcodec.posterior import Measured
 from dcodec.transform import analyze, synthesize
 
 
@@ -25,13 +24,6 @@ def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
     for index, band in enumerate(bands):
         shown = float(band.double().square().sum()) / (len(drawn) - 1)
         if index < len(state.energy) and shown:  # bands that the walk has not opened yet: like the finest that it has
-            factor = float(np.sqrt((state.energy[index] + _left(state.measured[index])) / shown))
+            factor = float(np.sqrt((state.energy[index] + float(state.measured[index].left().sum())) / shown))
         bands[index] = band * factor
     return synthesize(bands, setting.layout)
-
-
-def _left(measured: Measured) -> float:
-    """Energy that quantization leaves unknown on measured rows: variances v q / (v + q)."""
-    live = ~np.isinf(measured.noise)
-    v, q = measured.variance[live], measured.noise[live]
-    return float((v * q / (v + q)).sum())

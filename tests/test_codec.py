@@ -69,7 +69,7 @@ def check_round_trip(x: Pixels, size: int, **options: Any) -> bytes:
 def assert_same(a: State, b: State) -> None:
     """Two states hold the same bits: rows, measurements, their noise, samples."""
     for one, other in zip(a.measured, b.measured, strict=True):
-        for name in ("tiles", "rows", "y", "noise", "variance"):
+        for name in ("tiles", "rows", "y", "width", "variance"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert (a.refresh, a.step, a.scale) == (b.refresh, b.step, b.scale)
     assert (a.samples is None) == (b.samples is None)
@@ -77,7 +77,7 @@ def assert_same(a: State, b: State) -> None:
 
 
 def rows_measured(state: State) -> int:
-    return sum(int(np.isfinite(m.noise).sum()) for m in state.measured)
+    return sum(int((m.width > 0).sum()) for m in state.measured)
 
 
 # Round trips and sizes
@@ -307,7 +307,7 @@ def test_rows_of_a_tile_are_orthonormal(
     anything = torch.randn(9, channels, h, w, generator=torch.Generator().manual_seed(0))
     inside = [(tiles != 0).any(0).numpy() for tiles in analyze(anything, setting.layout)]
     for m, coefficients in zip(own.steps[-1].after.measured, inside, strict=True):
-        live = np.isfinite(m.noise)  # (A, k)
+        live = m.width > 0  # (A, k)
         rows = m.rows.astype(np.float64) * 2.0**-ROW_BITS * live[:, :, None]
         gram = np.matmul(rows, rows.transpose(0, 2, 1))
         np.testing.assert_allclose(gram, live[:, :, None] * np.eye(live.shape[1]), atol=2.0**-12)
@@ -397,12 +397,12 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
     luma = math.sqrt(3) if channels == 1 else 1.0
 
     def deviations(pictures: torch.Tensor) -> NDArray[np.float64]:
-        """(S, rows): y - H x in standard deviations of the noise."""
+        """(S, rows): y - H x in half widths of the cells."""
         parts = []
         for band, m in zip(analyze(pictures, setting.layout), state.measured, strict=True):
-            known = np.isfinite(m.noise)
+            known = m.width > 0
             projection = np.einsum("stp,tkp->stk", band.double().numpy()[:, m.tiles], m.rows * 2.0**-ROW_BITS)
-            parts.append(((projection - m.y) / np.sqrt(np.where(known, m.noise, 1)))[:, known])
+            parts.append((2 * (projection - m.y) / np.where(known, m.width, 1))[:, known])
         return np.concatenate(parts, 1)
 
     samples = deviations(codec.estimate(setting, state, 8, 3, codec.SAMPLE))

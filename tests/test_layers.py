@@ -17,7 +17,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["exact", "exact.functions", "exact.linear", "exact.noise", "exact.pca", "exact.conv", "exact.machine"],
     ["exact.elementwise"],
     ["exact.operations"],
-    ["container", "transform", "quantize"],
+    ["container", "transform", "quantize", "cells"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
     ["prior.catalog", "prior.gaussian", "prior.network", "prior.photo"],
     ["entropy", "profiles", "posterior", "pictures"],

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import truncnorm
 from sklearn.decomposition import PCA
 
 from dcodec import codec, stream
+from dcodec.cells import RATIOS, within
 from dcodec.codec import Setting
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
@@ -110,9 +112,9 @@ def rows_in_top_eigenspace(covariance: Array, k: int, seed: int) -> Array:
 
 def posterior(covariance: Array, measured: Measured) -> tuple[Array, float]:
     """Mean, and total variance, of x ~ N(0, covariance) given the measurements of one tile."""
-    live = np.isfinite(measured.noise[0])
+    live = measured.width[0] > 0
     h = measured.rows[0][live] * UNIT
-    gain = covariance @ h.T @ np.linalg.inv(h @ covariance @ h.T + np.diag(measured.noise[0][live]))
+    gain = covariance @ h.T @ np.linalg.inv(h @ covariance @ h.T + np.diag(measured.width[0][live] ** 2 / 12))
     return gain @ measured.y[0][live], float(np.trace(covariance - gain @ h @ covariance))
 
 
@@ -150,7 +152,7 @@ def test_sampler_with_random_rows_of_the_top_eigenspace(
     x = prior.draw(channels, 12, 10, 5).ravel().astype(np.float64)
     y = h @ x + np.random.default_rng(1).standard_normal(k) * math.sqrt(noise_variance)
     measured = Measured(
-        np.zeros(1, np.int64), rows[None].astype(np.float32), y[None], np.full((1, k), noise_variance),
+        np.zeros(1, np.int64), rows[None].astype(np.float32), y[None], np.full((1, k), math.sqrt(12 * noise_variance)),
         np.diag(h @ covariance @ h.T)[None],
     )  # fmt: skip
     check_sampler(prior, measured, layout, 8)
@@ -165,6 +167,61 @@ def test_sampler_with_rows_that_a_walk_finds(prior: GaussianPrior) -> None:
     stream.encode(x, header, setting, lambda state, encoder: bool(found.append(state)) or state.refresh == 8)
     for state in found[::3]:
         check_sampler(prior, state.measured[0], setting.layout, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("width", [0.5, 1.5, 4.0])
+def test_sampler_keeps_to_cells(channels: int, width: float, prior: GaussianPrior) -> None:
+    """Principal components known to lie in cells of `width` standard deviations, some far from zero: each is a normal
+    variable cut off at its cell's ends, the rest of the picture as it was."""
+    layout, k, count = Layout(channels, 12, 10, 0, 0), 12, 400
+    covariance = prior.covariance(channels, 12, 10)
+    values, vectors = np.linalg.eigh(covariance)
+    rows, values = np.rint(vectors[:, ::-1][:, 1 : k + 1].T / UNIT), values[::-1]  # no noise hides the first one
+    spread = np.sqrt(values[1 : k + 1])
+    y = np.linspace(-2, 2, k) * spread
+    measured = Measured(
+        np.zeros(1, np.int64), rows[None].astype(np.float32), y[None], (width * spread)[None], spread[None] ** 2
+    )
+    drawn = sample(
+        prior, [measured], layout, 0, schedule(32.0, 2.0**-5, 14), torch.zeros(count, channels, 12, 10),
+        normals(3, 0, True), chunk=count, device="cpu",
+    ).reshape(count, -1).double().numpy()  # fmt: skip
+    middles = y / spread
+    cut = truncnorm(middles - width / 2, middles + width / 2)
+    inside = drawn @ (rows * UNIT).T / spread
+    assert (np.abs(inside - middles) < 0.505 * width + 0.05).all()
+    np.testing.assert_allclose(inside.mean(0), cut.mean(), atol=0.06 * width)
+    np.testing.assert_allclose(inside.std(0, ddof=1), cut.std(), rtol=0.15)
+    others = drawn @ vectors[:, ::-1][:, k + 1 :]
+    assert others.var(0, ddof=1).sum() == pytest.approx(values[k + 1 :].sum(), rel=0.1)
+
+
+# Cells
+
+
+@given(st.floats(-6, 6), st.floats(-3, 3), st.floats(0.01, 100))
+def test_means_within_cells(offset: float, octaves: float, width: float) -> None:
+    """As scipy has them, where the spread is 1/8 to 8 half widths; odd in the offset, and in the cell."""
+    offset, spread = offset * width, 2.0**octaves * width / 2
+    offsets = torch.tensor([[[offset], [-offset], [0.0]]], dtype=torch.float64)
+    mean, mirrored, middle = within(offsets, np.array([[spread**2]]), np.array([[width]])).ravel().tolist()
+    ends = (-width / 2 - offset) / spread, (width / 2 - offset) / spread
+    assert mean == pytest.approx(offset + spread * truncnorm.mean(*ends), abs=0.03 * width)  # ratios go in steps of 2^(1/4)
+    assert abs(mean) < width / 2
+    assert (mirrored, middle) == (-mean, 0.0)
+
+
+def test_means_within_cells_on_the_grid() -> None:
+    """To a five-hundredth of the half width where the table has the ratio itself; nothing moves where there is no cell."""
+    ratios = RATIOS[None, 4:]  # (1, k)
+    offsets = np.linspace(-8, 8, 333)[None, :, None] * np.ones(ratios.shape)
+    found = within(torch.from_numpy(offsets), ratios**2, 2.0 * np.ones(ratios.shape)).numpy()
+    expected = offsets + ratios[:, None] * truncnorm.mean((-1 - offsets) / ratios[:, None], (1 - offsets) / ratios[:, None])
+    np.testing.assert_allclose(found, expected, atol=0.002)
+    assert (np.diff(found, axis=1) >= 0).all()
+    nothing = within(torch.zeros(1, 4, 2, dtype=torch.float64), np.ones((1, 2)), np.zeros((1, 2)))
+    assert not nothing.any()
 
 
 def test_sample_does_not_depend_on_its_neighbours(prior: GaussianPrior) -> None:

@@ -17,6 +17,8 @@ EIGHTHS = (1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.414
 # the noise levels that every prior knows: an eighth of an octave apart, 2**-6 .. 2**5 (range [-1, 1])
 SIGMAS = tuple(2.0 ** (i // 8 - 6) * EIGHTHS[i % 8] for i in range(89))
 
+DOUBT = 2.0  # of networks
+
 
 class Prior(Protocol):
     """A denoiser D(x; sigma) = E[x0 | x = x0 + sigma n] with the same bits everywhere.
@@ -40,6 +42,13 @@ class Prior(Protocol):
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the only pictures that it knows well, at their own scale; None when any scale will do."""
+
+    @property
+    def doubt(self) -> float:
+        """How much larger its squared errors are than a right prior's on what was measured: 1 for a right one.
+
+        Measured (bench/NOTES.md): samples are the better for trusting measurements more than a network's own posterior would.
+        """
 
     @property
     def latent(self) -> "Latent | None":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dcodec.exact.operations import Exact
+from dcodec.prior import DOUBT
 from dcodec.prior import folder as files
 from dcodec.prior.latent import Latent
 from dcodec.prior.timesteps import Timesteps
@@ -58,6 +59,11 @@ class DiffusersPrior:
     text: tuple[Any, Any] | None = None
     condition: Condition | None = None
     device: str = "cpu"
+
+    @property
+    def doubt(self) -> float:
+        """A network's."""
+        return DOUBT
 
     @classmethod
     def load(cls, path: Path, name: str, device: str = "cpu", arithmetic: str = "exact") -> "DiffusersPrior":

@@ -131,6 +131,11 @@ class GaussianPrior:
         """Any scale."""
 
     @property
+    def doubt(self) -> float:
+        """None: it is exact."""
+        return 1.0
+
+    @property
     def latent(self) -> None:
         """Pictures themselves."""
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dcodec.prior import SIGMAS
+from dcodec.prior import DOUBT, SIGMAS
 from dcodec.prior.catalog import Entry, Spectrum
 from dcodec.prior.gaussian import spectrum, wiener
 from dcodec.prior.network import MULTIPLE, Body
@@ -49,6 +49,11 @@ class PhotoPrior:
     @property
     def size(self) -> None:
         """Any scale."""
+
+    @property
+    def doubt(self) -> float:
+        """A network's."""
+        return DOUBT
 
     @property
     def latent(self) -> None:
