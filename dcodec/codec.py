@@ -235,7 +235,7 @@ class Passes:
     noise: float = 1.0
 
 
-MEAN = Passes(4, 3)  # little noise and few evaluations make samples smooth, and their average good
+MEAN = Passes(4, 9, 1, 0.35)  # little noise, one evaluation a round: smooth samples, and a good average of them
 SAMPLE = Passes(8, 3, 6, 2.0)  # more of both: samples that vary as much as the mean errs (bench/NOTES.md)
 
 
