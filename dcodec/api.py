@@ -430,7 +430,8 @@ def behind_mean(setting: "Setting", state: "State", seed: int | None = None) -> 
     """(S, C, h, w) the samples whose average is the mean estimate, not clipped."""
     from dcodec import codec
 
-    return _drawn(setting, state, setting.profile.averaged, seed, codec.MEAN)
+    passes = codec.COLD_MEAN if state.samples is None else codec.MEAN
+    return _drawn(setting, state, setting.profile.averaged, seed, passes)
 
 
 def average(drawn: Pixels) -> Pixels:

@@ -236,6 +236,7 @@ class Passes:
 
 
 MEAN = Passes(4, 9, 1, 0.35)  # little noise, one evaluation a round: smooth samples, and a good average of them
+COLD_MEAN = Passes(4, 3)  # where samples begin as pure noise, there is more to mend
 SAMPLE = Passes(8, 3, 6, 2.0)  # more of both: samples that vary as much as the mean errs (bench/NOTES.md)
 
 
