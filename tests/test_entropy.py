@@ -212,15 +212,14 @@ def test_empty_data_and_empty_turns() -> None:
 @several
 @given(st.integers(0, 2**32), st.floats(1e-3, 10))
 def test_every_answer_halves_a_cell_that_holds_the_projection(seed: int, step: float) -> None:
-    """y is the middle of a cell as wide as its noise says, the projection is in it, and later answers cut it in two."""
+    """y is the middle of a cell, the projection is in it, and later answers cut it in two."""
     rng = np.random.default_rng(seed)
     loc = rng.standard_normal(200)
     projection = loc + rng.standard_normal(200) * 20 * step
     middle = width = np.zeros(200)
     for turn in range(6):
         symbols = quantize(projection, loc, middle, width, step)
-        y, noise = dequantize(symbols, loc, middle, width, step)
-        cell = np.sqrt(12 * noise)
+        y, cell = dequantize(symbols, loc, middle, width, step)
         if turn:
             assert set(symbols) <= {0, 1}
             np.testing.assert_allclose(cell, width / 2)
