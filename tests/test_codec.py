@@ -389,8 +389,8 @@ def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: Gauss
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianPrior) -> None:
-    """Projections of samples on the measured rows lie about the measurements as quantization noise would, and so does
-    the picture's; without the bits they do not."""
+    """Projections of samples on the measured rows lie in the cells that the bits tell, and so does the picture's; another
+    picture's do not."""
     x = draw(channels, 48, 48)
     header, setting = setting_of(data := encode(x, size=HEADER_SIZE + 150), prior)
     (_, state), = stream.states(data, header, setting, [len(data)])
@@ -407,13 +407,12 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
 
     samples = deviations(codec.estimate(setting, state, 8, 3, codec.SAMPLE))
     assert samples.shape[1] > 100
-    assert np.sqrt((samples**2).mean()) < 1.2
-    assert (np.abs(samples) < 3).mean() > 0.98
-    assert np.abs(samples).max() < 6
+    assert 0.3 < np.sqrt((samples**2).mean()) < 0.7  # 0.58 if they filled their cells evenly
+    assert np.abs(samples).max() < 1.05
     truth = deviations(torch.from_numpy(x)[None] * luma)
-    assert np.abs(truth).max() < 3.0  # uniform noise ends at sqrt(3)
+    assert np.abs(truth).max() < 1.05
     stranger = deviations(torch.from_numpy(draw(channels, 48, 48, seed=1))[None] * luma)
-    assert np.abs(stranger).max() > 20
+    assert np.abs(stranger).max() > 10
 
 
 def test_seeds_and_estimates_differ(draw: Draw) -> None:
