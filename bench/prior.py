@@ -35,7 +35,6 @@ FACTORS = (4, 8)
 RATES = (0.05, 0.1, 0.3)
 SAMPLES = 8
 HIDING, ROUND = 1.0, 0.5  # noise at which super-resolution begins, and of its rounds
-FIRST, ROUNDS, EACH = 4, 3, 3  # evaluations of its first pass, rounds, and evaluations of each
 
 
 def to_tensor(picture: Picture) -> Tensor:
@@ -62,9 +61,9 @@ def denoising(denoiser: Denoiser, picture: Picture) -> list[float]:
 def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float, float]:
     """PSNR of the posterior mean given block averages, and of bicubic interpolation of them.
 
-    The mean is made much as a decoder makes it: few evaluations from noise that hides what the interpolation lacks, then
-    rounds of noising and denoising; many evaluations in one pass give samples of more spread, whose mean is worse
-    (bench/NOTES.md).
+    The mean is made as a decoder makes it that has no samples of a walk: few evaluations, here from noise that hides what the
+    interpolation lacks, then rounds of noising and denoising; many evaluations in one pass give samples of more spread, whose
+    mean is worse (bench/NOTES.md).
     """
     h, w = (n // factor * factor for n in picture.shape[:2])
     picture = picture[:h, :w]
@@ -76,7 +75,8 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     layout = Layout(3, h, w, 0, factor)
     measured = block_averages(x, layout, factor)
     drawn = bicubic.expand(SAMPLES, -1, -1, -1)
-    passes = [schedule(HIDING, 2.0**-6, FIRST)] + [schedule(ROUND, 2.0**-4, EACH)] * ROUNDS
+    how = codec.COLD_MEAN
+    passes = [schedule(HIDING, 2.0**-6, how.first)] + [schedule(ROUND, 2.0**-4, how.each)] * how.rounds
     for i, levels in enumerate(passes):
         drawn = sample(prior, [measured], layout, 0, levels, drawn, normals(0, i, True), chunk=1, device="cpu")
     return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(bicubic))

@@ -25,9 +25,9 @@ _POINTS = 512  # of the sum that stands for the integral
 _REACH = np.maximum(RATIOS * RATIOS, 1.0)  # half widths that u changes on: far out, the mean depends on u / ratio^2
 
 
-@lru_cache(maxsize=1)
-def _table() -> tuple[Tensor, Tensor]:
-    """Means of N(u, ratio^2) on [-1, 1], and how far to the next entry, in units of 2**-20: (len(RATIOS) * _ENTRIES,)."""
+@lru_cache(maxsize=4)
+def _table(device: str) -> tuple[Tensor, Tensor]:
+    """Means of N(u, ratio^2) on [-1, 1], and how far to the next entry, in units of 2**-20: (len(RATIOS) * _ENTRIES,) each."""
     u = np.arange(_ENTRIES) / _PER_UNIT * _REACH[:, None]  # (ratios, entries)
     nearest = np.minimum(u, 1.0) - u
     above, below = np.zeros(u.shape), np.zeros(u.shape)
@@ -35,7 +35,8 @@ def _table() -> tuple[Tensor, Tensor]:
         weight = functions.exp((nearest * nearest - (z - u) * (z - u)) * (0.5 / (RATIOS * RATIOS))[:, None])
         above, below = above + weight * z, below + weight
     mean = np.rint(above / below * 2.0**20)
-    return torch.from_numpy(mean.reshape(-1)), torch.from_numpy(np.diff(mean, append=mean[:, -1:]).reshape(-1))
+    slope = np.diff(mean, append=mean[:, -1:])
+    return torch.from_numpy(mean.reshape(-1)).to(device), torch.from_numpy(slope.reshape(-1)).to(device)
 
 
 def within(offset: Tensor, variance: Array, width: Array) -> Tensor:
@@ -43,7 +44,7 @@ def within(offset: Tensor, variance: Array, width: Array) -> Tensor:
 
     offset: any unit, a dyadic number; variance (A, k): r^2; width (A, k): of the cells, 0 for none, which leaves no offset.
     """
-    means, slopes = (table.to(offset.device) for table in _table())
+    means, slopes = _table(str(offset.device))
     there, half = width > 0.0, 0.5 * width
     row = np.searchsorted(_MIDDLES, variance / np.where(there, half * half, 1.0))  # (A, k)
     reach = np.where(there, _PER_UNIT / np.where(there, half * _REACH[row], 1.0), 0.0)

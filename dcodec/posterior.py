@@ -64,7 +64,10 @@ def level(sigma: float) -> int:
 
 
 def schedule(first: float, last: float, n: int) -> list[int]:
-    """`n` (or fewer distinct) indices into SIGMAS, falling evenly on log sigma from about `first` to about `last`."""
+    """`n` (or fewer distinct) indices into SIGMAS, falling evenly on log sigma from about `first` to about `last`.
+
+    One alone is `first`.
+    """
     high, low = level(first), level(last)
     high = min(max(high, low + 1), len(SIGMAS) - 1)
     return list(dict.fromkeys(high - ((high - low) * i + (n - 1) // 2) // max(n - 1, 1) for i in range(n)))

@@ -24,6 +24,6 @@ def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:
     for index, band in enumerate(bands):
         shown = float(band.double().square().sum()) / (len(drawn) - 1)
         if index < len(state.energy) and shown:  # bands that the walk has not opened yet: like the finest that it has
-            factor = float(np.sqrt((state.energy[index] + float(state.measured[index].left().sum())) / shown))
+            factor = float(np.sqrt((state.energy[index] + state.measured[index].left().sum()) / shown))
         bands[index] = band * factor
     return synthesize(bands, setting.layout)

@@ -67,7 +67,7 @@ def check_round_trip(x: Pixels, size: int, **options: Any) -> bytes:
 
 
 def assert_same(a: State, b: State) -> None:
-    """Two states hold the same bits: rows, measurements, their noise, samples."""
+    """Two states hold the same bits: rows, measurements, their cells, samples."""
     for one, other in zip(a.measured, b.measured, strict=True):
         for name in ("tiles", "rows", "y", "width", "variance"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
@@ -407,12 +407,12 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
 
     samples = deviations(codec.estimate(setting, state, 8, 3, codec.SAMPLE))
     assert samples.shape[1] > 100
-    assert 0.3 < np.sqrt((samples**2).mean()) < 0.7  # 0.58 if they filled their cells evenly
+    assert 0.3 < np.sqrt((samples**2).mean()) < 0.69  # 0.58 if they filled their cells evenly
     assert np.abs(samples).max() < 1.05
     truth = deviations(torch.from_numpy(x)[None] * luma)
     assert np.abs(truth).max() < 1.05
     stranger = deviations(torch.from_numpy(draw(channels, 48, 48, seed=1))[None] * luma)
-    assert np.abs(stranger).max() > 10
+    assert np.abs(stranger).max() > 12
 
 
 def test_seeds_and_estimates_differ(draw: Draw) -> None:

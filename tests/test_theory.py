@@ -190,7 +190,7 @@ def test_sampler_keeps_to_cells(channels: int, width: float, prior: GaussianPrio
     middles = y / spread
     cut = truncnorm(middles - width / 2, middles + width / 2)
     inside = drawn @ (rows * UNIT).T / spread
-    assert (np.abs(inside - middles) < 0.505 * width + 0.05).all()
+    assert (np.abs(inside - middles) < 0.505 * width + 0.01).all()
     np.testing.assert_allclose(inside.mean(0), cut.mean(), atol=0.06 * width)
     np.testing.assert_allclose(inside.std(0, ddof=1), cut.std(), rtol=0.15)
     others = drawn @ vectors[:, ::-1][:, k + 1 :]
