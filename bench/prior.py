@@ -22,7 +22,7 @@ from dcodec.container import HEADER_SIZE
 from dcodec.exact.noise import normal
 from dcodec.exact.pca import BITS
 from dcodec.pictures import to_image
-from dcodec.posterior import Measured, normals, sample, schedule
+from dcodec.posterior import Measured, antithetic, sample, schedule
 from dcodec.prior import SIGMAS, Prior
 from dcodec.prior.gaussian import opponent
 from dcodec.transform import Layout, to_tiles
@@ -78,7 +78,7 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     how = codec.COLD_MEAN
     passes = [schedule(HIDING, 2.0**-6, how.first)] + [schedule(ROUND, 2.0**-4, how.each)] * how.rounds
     for i, levels in enumerate(passes):
-        drawn = sample(prior, [measured], layout, 0, levels, drawn, normals(0, i, True), chunk=1, device="cpu")
+        drawn = sample(prior, [measured], layout, 0, levels, drawn, antithetic(0, i), chunk=1, device="cpu")
     return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(bicubic))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcodec.container import BitstreamError, Header
-from dcodec.posterior import Measured, level, normals, sample, schedule
+from dcodec.posterior import Draw, Measured, antithetic, centred, level, sample, schedule
 from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
 from dcodec.quantize import Symbols
@@ -27,6 +27,7 @@ from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
+CHUNK = 1 << 20  # pixels through the denoiser at once, where nobody says otherwise: more leave a processor's caches
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
 
 
@@ -169,9 +170,10 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
         levels = schedule(16.0, _quiet(step), p.evaluations)
     else:
         levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
-    x = _raised(setting, state, scale, p.samples)
+    x = _raised(setting, state, scale, p.samples * (p.coarse if scale else 1))
     for i in range(p.rounds):
-        drawn = _solve(setting, state, scale, levels, x, setting.seed, p.rounds * state.refresh + i, False)
+        noise = centred(setting.seed, p.rounds * state.refresh + i, len(x))
+        drawn = _solve(setting, state, scale, levels, x, noise)
         yield drawn
         x = x if state.samples is None else drawn
 
@@ -193,13 +195,13 @@ def _raised(setting: Setting, state: State, scale: int, count: int) -> Tensor:
 
 
 def _solve(
-    setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, seed: int, key: int, antithetic: bool
+    setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, draw: Draw
 ) -> Tensor:
     layout = setting.layout
-    chunk = setting.chunk or max(1, min(len(begin), (1 << 22) // math.prod(layout.size(scale))))
+    chunk = setting.chunk or max(1, min(len(begin), CHUNK // math.prod(layout.size(scale))))
     return sample(
         setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, begin,
-        normals(seed, key, antithetic), chunk=chunk, device=setting.device,
+        draw, chunk=chunk, device=setting.device,
     )  # fmt: skip
 
 
@@ -253,5 +255,5 @@ def estimate(setting: Setting, state: State, count: int, seed: int, passes: Pass
     levels = [schedule(first, _quiet(state.step), passes.first)]
     levels += [schedule(begin, min(begin / 2, 2.0**-4), passes.each)] * passes.rounds
     for i, falling in enumerate(levels):
-        x = _solve(setting, state, 0, falling, x, seed, ESTIMATE_KEY + i, True)
+        x = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i))
     return x

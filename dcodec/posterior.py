@@ -10,8 +10,10 @@ v: variance of the row's projection when it was measured; s: sigma; the cell is 
 prior.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from dcodec.prior import SIGMAS, Prior
 from dcodec.transform import Layout, analyze, synthesize
 
 Array = NDArray[np.float64]
+Draw = Callable[[int, int], NDArray[np.float32]]  # (i, n) -> n normals for sample i
 
 _CHUNK = 1 << 21  # numbers of rows worked on at once
 VALUE_BITS = 12  # coefficients meet rows in units of 2**-12
@@ -105,7 +108,7 @@ def sample(
     scale: int,
     levels: Sequence[int],
     start: Tensor,
-    draw: Callable[[int, int], NDArray[np.float32]],
+    draw: Draw,
     *,
     chunk: int,
     device: str,
@@ -113,7 +116,7 @@ def sample(
     """Samples of P(x|y) at `scale`: (S, C, h, w) float32 on the CPU.
 
     levels: falling indices into SIGMAS. start: (S, C, h, w), what to add noise to, e.g. the last refresh's samples.
-    draw(i, n): n normals for sample i. A sample never depends on its neighbours, nor on `chunk`.
+    draw: the noise. What becomes of a sample never depends on its neighbours, nor on `chunk`.
     """
     out = torch.empty_like(start)
     for first in range(0, len(start), chunk):
@@ -148,13 +151,32 @@ def _float32(value: float) -> float:
     return float(np.float32(value))
 
 
-def normals(seed: int, step: int, antithetic: bool) -> Callable[[int, int], NDArray[np.float32]]:
-    """The shared noise of a refresh; antithetic samples 2i and 2i+1 see z and -z, so a linear sampler's mean is exact."""
+def antithetic(seed: int, step: int) -> Draw:
+    """The shared noise of an estimate: samples 2i and 2i+1 see z and -z, so a linear sampler's mean is exact."""
 
     def draw(i: int, n: int) -> NDArray[np.float32]:
-        if not antithetic:
-            return noise.normal((seed, step, i), n)
         z = noise.normal((seed, step, i // 2), n)
         return -z if i % 2 else z
+
+    return draw
+
+
+def centred(seed: int, step: int, count: int) -> Draw:
+    """The shared noise of a refresh: independent normals less their mean over `count` samples (two or more), to unit variance.
+
+    As a linear sampler's mean is exact, rows are expected where they are; pairs of z and -z would halve the rank of what
+    PCA sees, this takes one from it.
+    """
+    scale = np.float32(math.sqrt(count / (count - 1)))
+
+    @lru_cache(maxsize=1)
+    def mean(n: int) -> NDArray[np.float32]:
+        total = np.zeros(n)
+        for i in range(count):  # multiples of 2**-12: the sum is exact
+            total += noise.normal((seed, step, i), n)
+        return (total / count).astype(np.float32)
+
+    def draw(i: int, n: int) -> NDArray[np.float32]:
+        return (noise.normal((seed, step, i), n) - mean(n)) * scale
 
     return draw

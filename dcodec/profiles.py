@@ -12,7 +12,7 @@ BELOW = 2  # levels of the pyramid beyond the coarsest samples
 class Profile:
     """The constants of a walk.
 
-    samples: draws of P(x|y) a round (S); rounds: of them a refresh.
+    samples: draws of P(x|y) a round (S) at full size; coarse: times as many at coarser scales; rounds: of them a refresh.
     evaluations: of the denoiser for a sample from pure noise.
     warm: a round starts from the last one's samples, `noise` steps of noise added, and takes one evaluation.
     gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread.
@@ -41,7 +41,8 @@ class Profile:
     threshold: float
     split: float = 1.95
     ripe: float = 0.0
-    opening: float = 0.3536
+    opening: float = 0.7072
+    coarse: int = 1
     rounds: int = 1
     noise: float = 0.7
     last_step: float = 2.0**-8
@@ -74,6 +75,6 @@ def profile(preset: str, rows: int = 0) -> Profile:
             tile=0, rank=8, limit=0, own=1.0, first_step=4.0, ratio=0.8, threshold=0.36, averaged=64,
         )  # fmt: skip
     return Profile(
-        "fast", samples=8, rounds=4, warm=True, gains=True, evaluations=8, tile=4, rank=16,
+        "fast", samples=8, coarse=2, rounds=4, warm=True, gains=True, evaluations=8, tile=4, rank=16,
         limit=0, own=0.5, first_step=1.0, ratio=0.8408964152537145, threshold=0.36, ripe=0.05,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact import functions, noise
 from dcodec.exact.pca import BITS, jacobi, orthonormal, principal_directions
-from dcodec.posterior import Measured, normals, sample, schedule
+from dcodec.posterior import Measured, antithetic, centred, sample, schedule
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import PHOTO_SPECTRUM
 from dcodec.prior.gaussian import GaussianPrior, dct_matrix, opponent, spectrum, wiener
@@ -126,7 +126,7 @@ def check_sampler(prior: GaussianPrior, measured: Measured, layout: Layout, eval
     count = 400
     nothing = torch.zeros(count, layout.channels, layout.height, layout.width)
     drawn = sample(
-        prior, [measured], layout, 0, levels, nothing, normals(3, 0, True), chunk=count, device="cpu"
+        prior, [measured], layout, 0, levels, nothing, antithetic(3, 0), chunk=count, device="cpu"
     ).reshape(count, -1).double().numpy()  # fmt: skip
     error = np.linalg.norm(drawn.mean(0) - mean)
     assert error < 0.1 * np.linalg.norm(mean)
@@ -185,7 +185,7 @@ def test_sampler_keeps_to_cells(channels: int, width: float, prior: GaussianPrio
     )
     drawn = sample(
         prior, [measured], layout, 0, schedule(32.0, 2.0**-5, 14), torch.zeros(count, channels, 12, 10),
-        normals(3, 0, True), chunk=count, device="cpu",
+        antithetic(3, 0), chunk=count, device="cpu",
     ).reshape(count, -1).double().numpy()  # fmt: skip
     middles = y / spread
     cut = truncnorm(middles - width / 2, middles + width / 2)
@@ -228,7 +228,7 @@ def test_sample_does_not_depend_on_its_neighbours(prior: GaussianPrior) -> None:
     layout = Layout(1, 9, 7, 0, 0)
     few, many = (
         sample(
-            prior, [], layout, 0, schedule(4.0, 0.1, 5), torch.zeros(n, 1, 9, 7), normals(0, 1, False), chunk=c, device="cpu"
+            prior, [], layout, 0, schedule(4.0, 0.1, 5), torch.zeros(n, 1, 9, 7), antithetic(0, 1), chunk=c, device="cpu"
         )
         for n, c in ((3, 2), (9, 4))
     )
@@ -474,6 +474,16 @@ def test_shared_noise_is_normal_and_belongs_to_its_key() -> None:
     np.testing.assert_array_equal(noise.normal((1, 2, 3), 1001), z[:1001].astype(np.float32))
     for other in ((0, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert abs((noise.normal(other, 200_000) * z).mean()) < 0.01
-    draw = normals(1, 2, antithetic=True)
+    draw = antithetic(1, 2)
     np.testing.assert_array_equal(draw(4, 50), -draw(5, 50))
     assert (draw(4, 50) != draw(6, 50)).any()
+
+
+def test_noise_of_a_round_sums_to_zero() -> None:
+    draw = centred(1, 2, 8)
+    z = np.stack([draw(i, 40_000) for i in range(8)]).astype(np.float64)
+    assert np.abs(z.sum(0)).max() < 1e-5
+    np.testing.assert_allclose(z.std(1), 1.0, atol=0.02)
+    covariance = z @ z.T / z.shape[1]
+    np.testing.assert_allclose(covariance[~np.eye(8, dtype=bool)], -1 / 7, atol=0.03)
+    np.testing.assert_array_equal(draw(3, 40_000), centred(1, 2, 8)(3, 40_000))

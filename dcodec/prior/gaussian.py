@@ -101,6 +101,12 @@ def _variances(h: int, w: int, parameters: Spectrum, device: str) -> Tensor:
     return torch.from_numpy(spectrum(h, w, parameters)).to(device)  # (C, h, w)
 
 
+@lru_cache(maxsize=1)  # a round's samples, one after the other, all have the same noise
+def _gains(h: int, w: int, sigma: float, parameters: Spectrum, device: str) -> Tensor:
+    variance = _variances(h, w, parameters, device)
+    return to_fixed(variance / (variance + sigma * sigma), GAIN_BITS)  # (C, h, w)
+
+
 def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
     """E[x0 | x = x0 + sigma n] under the spectrum: (B, C, h, w) float32 in and out, C = 3, or 1 for gray (luma)."""
     z = to_fixed(x, VALUE_BITS)
@@ -110,8 +116,7 @@ def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
         z = shift((colours @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
     z = shift(_dct(z), COEFFICIENT_BITS)
     z = shift(_dct(z.mT), COEFFICIENT_BITS).mT  # (B, C, h, w) frequencies
-    variance = _variances(h, w, parameters[:c], str(x.device))
-    z = shift(z * to_fixed(variance / (variance + sigma * sigma), GAIN_BITS), GAIN_BITS)
+    z = shift(z * _gains(h, w, sigma, parameters[:c], str(x.device)), GAIN_BITS)
     z = shift(_idct(z.mT), COEFFICIENT_BITS).mT
     z = shift(_idct(z), COEFFICIENT_BITS)
     if c == 3:

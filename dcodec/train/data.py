@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dcodec.transform import split
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
 BATCHES = ((32, 64), (14, 96), (8, 128))  # (crops, side), in turn: as many pixels in each
 MOST = 64  # crops of a batch, however small
 SMALLEST = 16  # pixels a side that a picture must have
-SHARE_HALVED = 0.4  # weight of pictures at half and quarter size against those at full size
+SCALES = 3  # halvings that a picture is used at, besides full size
+SHARE_HALVED = 1.0
 SHARE_TURNED = 0.15
 HELD, MOST_HELD = 16, 64
 
@@ -98,17 +101,26 @@ def read(sources: Sequence[Path]) -> Pictures:
         if count % HELD == 2 and len(held) < MOST_HELD:
             held.append(_tensor(full))
             continue
-        for k in (1, 2, 4):
-            w, h = full.width // k, full.height // k
-            if k == 1 or min(w, h) >= BATCHES[0][1]:
-                train.append(_tensor(full.resize((w, h), Image.Resampling.BOX)))
-                weights.append(math.sqrt(h * w * (1.0 if k == 1 else SHARE_HALVED)))
+        for k, x in enumerate(_pyramid(_tensor(full))):
+            train.append(x)
+            weights.append(math.sqrt(x.shape[1] * x.shape[2]) * (1.0 if k == 0 else SHARE_HALVED))
     if count < 2:
         raise ValueError(f"found {count} pictures of {SMALLEST}x{SMALLEST} and more: at least 2 are needed")
     names = tuple(source.name for source in sources)
     if all(torch.equal(p[:1].expand(3, -1, -1), p) for p in (*train, *held)):
         train, held = ([p[:1] for p in pictures] for pictures in (train, held))
     return Pictures(tuple(train), np.array(weights), tuple(held), names, count, digest.hexdigest())
+
+
+def _pyramid(picture: Tensor) -> Iterator[Tensor]:
+    """The picture (C, h, w) uint8 at the scales that a walk sees it at: low bands of the walk's own wavelet."""
+    yield picture
+    x = picture[None].float()
+    for _ in range(SCALES):
+        if (min(x.shape[2:]) + 1) // 2 < BATCHES[0][1]:
+            return
+        x = split(x)[0] * 0.5
+        yield x[0].round().clamp(0, 255).to(torch.uint8)
 
 
 def _tensor(image: Image.Image) -> Tensor:

@@ -138,7 +138,7 @@ def fit(
     held = middles(pictures.held, VALIDATED_SIDE)[:VALIDATED].to(device)
     net = {k: v.to(device).requires_grad_() for k, v in run.net.items()}
     average = {k: v.to(device) for k, v in run.average.items()}
-    optimizer = torch.optim.Adam(net.values(), betas=BETAS)
+    optimizer = torch.optim.Adam(net.values(), betas=BETAS, fused=True)
     if run.first:
         for k, v in net.items():
             step = torch.tensor(float(run.steps))
