@@ -359,7 +359,8 @@ def test_evaluations_count_by_their_size(draw: Draw, prior: GaussianPrior) -> No
     report: dict[str, Any] = {}
     dcodec.encode(x, size=HEADER_SIZE + 120, prior=prior, report=report)
     scales = [3] * (p.evaluations - 1) + taken[: report["refreshes"]]
-    assert report["nfe"] == round(sum(p.samples * p.rounds * 0.25**scale for scale in scales))
+    samples = [p.samples * (p.coarse if scale else 1) for scale in scales]
+    assert report["nfe"] == round(sum(n * p.rounds * 0.25**scale for n, scale in zip(samples, scales, strict=True)))
 
 
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:

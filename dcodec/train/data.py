@@ -1,7 +1,7 @@
 """Which pictures does a network learn from? Folders and tar archives of them, cut into batches of crops.
 
-Pictures are used at full, half and quarter size, so that the network knows coarse scales; one in HELD is kept out, to
-measure progress on.
+Pictures are used at full size and at the coarser scales that a walk sees them at, by the walk's own wavelet; one in HELD is
+kept out, to measure progress on.
 """
 
 import io
@@ -24,8 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".
 BATCHES = ((32, 64), (14, 96), (8, 128))  # (crops, side), in turn: as many pixels in each
 MOST = 64  # crops of a batch, however small
 SMALLEST = 16  # pixels a side that a picture must have
-SCALES = 3  # halvings that a picture is used at, besides full size
-SHARE_HALVED = 1.0
+SCALES = 3  # halvings that a picture is used at, besides full size, as long as a crop fits
 SHARE_TURNED = 0.15
 HELD, MOST_HELD = 16, 64
 
@@ -101,9 +100,9 @@ def read(sources: Sequence[Path]) -> Pictures:
         if count % HELD == 2 and len(held) < MOST_HELD:
             held.append(_tensor(full))
             continue
-        for k, x in enumerate(_pyramid(_tensor(full))):
+        for x in _scales(_tensor(full)):
             train.append(x)
-            weights.append(math.sqrt(x.shape[1] * x.shape[2]) * (1.0 if k == 0 else SHARE_HALVED))
+            weights.append(math.sqrt(x.shape[1] * x.shape[2]))  # half as often a scale down
     if count < 2:
         raise ValueError(f"found {count} pictures of {SMALLEST}x{SMALLEST} and more: at least 2 are needed")
     names = tuple(source.name for source in sources)
@@ -112,8 +111,8 @@ def read(sources: Sequence[Path]) -> Pictures:
     return Pictures(tuple(train), np.array(weights), tuple(held), names, count, digest.hexdigest())
 
 
-def _pyramid(picture: Tensor) -> Iterator[Tensor]:
-    """The picture (C, h, w) uint8 at the scales that a walk sees it at: low bands of the walk's own wavelet."""
+def _scales(picture: Tensor) -> Iterator[Tensor]:
+    """The picture (C, h, w) uint8 at full size, then low bands of the walk's own wavelet, (C, h / 2, w / 2) ..."""
     yield picture
     x = picture[None].float()
     for _ in range(SCALES):
