@@ -27,7 +27,7 @@ from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
-CHUNK = 1 << 20  # pixels through the denoiser at once, where nobody says otherwise: more leave a processor's caches
+CHUNK, CHUNK_GPU = 1 << 20, 1 << 22  # pixels through the denoiser at once by default: more leave a processor's caches
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
 
 
@@ -198,7 +198,8 @@ def _solve(
     setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, draw: Draw
 ) -> Tensor:
     layout = setting.layout
-    chunk = setting.chunk or max(1, min(len(begin), CHUNK // math.prod(layout.size(scale))))
+    pixels = CHUNK if setting.device == "cpu" else CHUNK_GPU
+    chunk = setting.chunk or max(1, min(len(begin), pixels // math.prod(layout.size(scale))))
     return sample(
         setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, begin,
         draw, chunk=chunk, device=setting.device,
