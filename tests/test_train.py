@@ -18,6 +18,7 @@ from dcodec.pictures import to_image
 from dcodec.prior import SIGMAS, catalog
 from dcodec.prior.gaussian import GaussianPrior, wiener
 from dcodec.train import data, fit, model, quantize
+from dcodec.transform import Layout, analyze, from_tiles
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,19 @@ def test_folders_and_archives_are_the_same_pictures(photos: Path, tmp_path: Path
     held = {picture.numpy().tobytes() for picture in one.held}
     assert len(held) == 3
     assert not held & {picture.numpy().tobytes() for picture in one.train}
+
+
+def test_pictures_are_seen_at_the_scales_of_a_walk(tmp_path: Path) -> None:
+    """Full size, then the walk's own low bands for as long as a crop fits; one picture in sixteen is held out."""
+    for i in range(2):
+        to_image(GaussianPrior().draw(3, 131, 200, i)).save(tmp_path / f"{i}.png")
+    pictures = data.read([tmp_path])
+    assert [tuple(p.shape) for p in pictures.train] == [(3, 131, 200), (3, 66, 100)]
+    full, half = (p[None].float() for p in pictures.train)
+    layout = Layout(3, 131, 200, levels=1, tile=0)
+    low = from_tiles(analyze(full, layout)[0], layout, 0) / 2  # a constant picture's band is twice the constant
+    assert (half - low.clamp(0, 255)).abs().max() <= 0.501
+    np.testing.assert_allclose(pictures.weights[0] / pictures.weights[1], 2, rtol=0.01)
 
 
 def test_crops_are_as_large_as_the_pictures_allow(photos: Path) -> None:
