@@ -56,14 +56,15 @@ def orthonormal(y: Array) -> Array:
 def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
     """Eigenvalues (P, n) and eigenvectors (P, n, n) of symmetric `a` (P, n, n), n even: round-robin Jacobi rotations.
 
-    Golub & Van Loan, Matrix Computations, section 8.5; unsorted.
+    Golub & Van Loan, Matrix Computations, section 8.5; unsorted. Indices that are rotated together stand half of the matrix
+    apart, so that a round works on slices; then all move on to their next partners.
     """
-    a = a.copy()
-    v = np.broadcast_to(np.eye(a.shape[1]), a.shape).copy()
-    order = np.arange(a.shape[1])
-    half = len(order) // 2
-    for _ in range(sweeps * (len(order) - 1)):
-        p, q = order[:half], order[half:][::-1]
+    n, half = a.shape[1], a.shape[1] // 2
+    at = np.concatenate([np.arange(half), np.arange(half, n)[::-1]])  # which index stands where
+    step = np.argsort(at)[np.concatenate([[0, n - 1], np.arange(1, n - 1)])[at]]
+    a, v = a[:, at[:, None], at], np.broadcast_to(np.eye(n)[:, at], a.shape)
+    p, q = np.arange(half), np.arange(half, n)
+    for _ in range(sweeps * (n - 1)):
         app, aqq, apq = a[:, p, p], a[:, q, q], a[:, p, q]
         live = np.abs(apq) > np.abs(app) * 2.0**-60
         theta = (aqq - app) / (np.where(live, apq, 1.0) * 2.0)
@@ -71,13 +72,15 @@ def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
         t = np.where(live, np.where(theta < 0, -t, t), 0.0)
         c = 1.0 / np.sqrt(t * t + 1.0)
         s = t * c
-        row_p, row_q = a[:, p], a[:, q]
-        a[:, p], a[:, q] = c[:, :, None] * row_p - s[:, :, None] * row_q, s[:, :, None] * row_p + c[:, :, None] * row_q
-        for m in (a, v):
-            col_p, col_q = m[:, :, p], m[:, :, q]
-            m[:, :, p], m[:, :, q] = c[:, None] * col_p - s[:, None] * col_q, s[:, None] * col_p + c[:, None] * col_q
-        order = np.concatenate([order[:1], order[-1:], order[1:-1]])
-    return np.diagonal(a, axis1=1, axis2=2).copy(), v
+        c, s, first, second = c[:, :, None], s[:, :, None], a[:, :half], a[:, half:]
+        a = np.concatenate([c * first - s * second, s * first + c * second], 1)
+        c, s, first, second = c.mT, s.mT, a[:, :, :half], a[:, :, half:]
+        a = np.concatenate([c * first - s * second, s * first + c * second], 2)[:, step[:, None], step]
+        first, second = v[:, :, :half], v[:, :, half:]
+        v = np.concatenate([c * first - s * second, s * first + c * second], 2)[:, :, step]
+        at = at[step]
+    back = np.argsort(at)
+    return np.diagonal(a, axis1=1, axis2=2)[:, back], v[:, :, back]
 
 
 def _complement(y: Array, off: Array | None) -> Array:
