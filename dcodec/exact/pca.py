@@ -61,7 +61,7 @@ def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
     """
     n, half = a.shape[1], a.shape[1] // 2
     at = np.concatenate([np.arange(half), np.arange(half, n)[::-1]])  # which index stands where
-    step = np.argsort(at)[np.concatenate([[0, n - 1], np.arange(1, n - 1)])[at]]
+    step = np.argsort(at)[np.concatenate([[0, n - 1], np.arange(1, n - 1)])[at]]  # where what comes next stands now
     a, v = a[:, at[:, None], at], np.broadcast_to(np.eye(n)[:, at], a.shape)
     p, q = np.arange(half), np.arange(half, n)
     for _ in range(sweeps * (n - 1)):
@@ -72,15 +72,18 @@ def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
         t = np.where(live, np.where(theta < 0, -t, t), 0.0)
         c = 1.0 / np.sqrt(t * t + 1.0)
         s = t * c
-        c, s, first, second = c[:, :, None], s[:, :, None], a[:, :half], a[:, half:]
-        a = np.concatenate([c * first - s * second, s * first + c * second], 1)
-        c, s, first, second = c.mT, s.mT, a[:, :, :half], a[:, :, half:]
-        a = np.concatenate([c * first - s * second, s * first + c * second], 2)[:, step[:, None], step]
-        first, second = v[:, :, :half], v[:, :, half:]
-        v = np.concatenate([c * first - s * second, s * first + c * second], 2)[:, :, step]
+        a = _turned(a[:, :half], a[:, half:], c[:, :, None], s[:, :, None], 1)
+        c, s = c[:, None], s[:, None]
+        a = _turned(a[:, :, :half], a[:, :, half:], c, s, 2)[:, step[:, None], step]
+        v = _turned(v[:, :, :half], v[:, :, half:], c, s, 2)[:, :, step]
         at = at[step]
     back = np.argsort(at)
     return np.diagonal(a, axis1=1, axis2=2)[:, back], v[:, :, back]
+
+
+def _turned(first: Array, second: Array, c: Array, s: Array, axis: int) -> Array:
+    """Two halves of matrices turned against each other, by cosines c and sines s, joined along `axis`."""
+    return np.concatenate([c * first - s * second, s * first + c * second], axis)
 
 
 def _complement(y: Array, off: Array | None) -> Array:
