@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from dcodec.exact import conv as exact
 from dcodec.exact.conv import KERNEL_VARIABLE, KERNELS, Conv, choose, to_u8
 from dcodec.prior import SIGMAS
-from dcodec.prior.network import Body
+from dcodec.prior.network import Body, ending
 from dcodec.train import model
 from dcodec.train import quantize as training
 
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 PHOTO = ROOT / "dcodec" / "prior" / "photo.safetensors"
 CPU = torch.device("cpu")
 WIDTHS = (8, 16, 24)  # of the tiny network
+FINER = (16, 16, 16, 24)  # of one with a finer stage before these
 TINY_GOLDEN = "31ce40cd40a2b06c464a7cead88137439f77985e44a4c593dfd51286af27ba77"  # at level 88
 
 Ints = NDArray[np.int64]
@@ -180,7 +181,7 @@ def test_an_unknown_kernel_is_refused() -> None:
 # The whole network
 
 
-def tiny_tensors(steps: int = 0) -> dict[str, torch.Tensor]:
+def tiny_tensors(steps: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, torch.Tensor]:
     """A network of random integers, of residual blocks or of ODEs in some steps; the same everywhere: RandomState is frozen."""
     rng = np.random.RandomState(0)
     tensors = {}
@@ -205,17 +206,21 @@ def tiny_tensors(steps: int = 0) -> dict[str, torch.Tensor]:
             layer(f"{name}.{i}.b", width, width, 3, 12)
             tensors[f"{name}.{i}.exponent"] = torch.tensor(-5 + i, dtype=torch.int8)
 
-    layer("inp", WIDTHS[0], 96, 3, 16)
-    tensors["inp.exponent"] = torch.tensor(-11, dtype=torch.int8)
-    tensors["inp.fine"] = torch.from_numpy(rng.randint(-64, 65, (WIDTHS[0], 96, 3, 3))).to(torch.int8)
-    for i, width in enumerate(WIDTHS):
+    for i in range(len(widths) - 2):  # one stage that reads and writes, or two
+        name, patch = ending("inp", i), 16 >> (len(widths) - 1 - i)
+        layer(name, widths[i], 6 * patch**2, 3, 16)
+        tensors[f"{name}.exponent"] = torch.tensor(-11, dtype=torch.int8)
+        tensors[f"{name}.fine"] = torch.from_numpy(rng.randint(-64, 65, (widths[i], 6 * patch**2, 3, 3))).to(torch.int8)
+    for i, width in enumerate(widths):
         blocks(f"down.{i}", width)
-    for i, (fine, coarse) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (fine, coarse) in enumerate(zip(widths, widths[1:], strict=False)):
         layer(f"narrow.{i}", coarse, fine, 2, 10)
         layer(f"widen.{i}", 4 * fine, coarse, 1, 10)
         blocks(f"up.{i}", fine)
-    layer("out", 48, WIDTHS[0], 3, 5)
-    tensors["out.gain"] = torch.from_numpy((rng.randint(1, 1000, 48) / 300).astype(np.float32))
+    for i in range(len(widths) - 2):
+        name, patch = ending("out", i), 16 >> (len(widths) - 1 - i)
+        layer(name, 3 * patch**2, widths[i], 3, 5)
+        tensors[f"{name}.gain"] = torch.from_numpy((rng.randint(1, 1000, 3 * patch**2) / 300).astype(np.float32))
     return tensors
 
 
@@ -233,7 +238,8 @@ def reference_body(tensors: dict[str, torch.Tensor], inp: NDArray[np.float32], l
         return np.ldexp(acc, -values(f"{name}.shift")[:, None, None]).astype(np.float32)
 
     def read(x: NDArray[np.float32], k: int, least: int) -> Ints:
-        return np.clip(np.rint(np.ldexp(x, -k)), least, least + 255).astype(np.int64)
+        above = x + np.float32(math.ldexp(-least, k))  # a float32 sum, which rounds where x is small
+        return np.clip(np.rint(np.ldexp(above, -k)), 0, 255).astype(np.int64) + least
 
     def push(name: str, x: NDArray[np.float32], step: int = 0) -> NDArray[np.float32]:
         u = read(x, exponent(name), 0)
@@ -257,31 +263,41 @@ def reference_body(tensors: dict[str, torch.Tensor], inp: NDArray[np.float32], l
         x = x.reshape(b, c // (n * n), n, n, h, w).transpose(0, 1, 4, 2, 5, 3)
         return x.reshape(b, c // (n * n), n * h, n * w)
 
-    b, c, h, w = inp.shape
-    v = np.clip(np.rint(np.ldexp(inp, -exponent("inp"))), -(2**15), 2**15 - 1).astype(np.int64)
-    v = v.reshape(b, c, h // 4, 4, w // 4, 4).transpose(0, 1, 3, 5, 2, 4).reshape(b, c * 16, h // 4, w // 4)
-    high, low, none = v >> 8, v & 255, np.zeros_like(values("inp.shift"))
-    shift = -values("inp.shift")[:, None, None]
-    terms = (
-        (high, "inp.weight", none, 8),
-        (high, "inp.fine", none, 1),  # 2^8 for the byte, 2^-7 for the weight
-        (low, "inp.weight", values("inp.bias")[0], 0),
-    )
-    x, fine, last = (
-        np.ldexp(reference_sum(u, values(name), bias, 1, 1), shift + more).astype(np.float32)
-        for u, name, bias, more in terms
-    )
-    x = (x + fine) + last
-    skips = []
-    for i in range(3):
+    def seen(name: str, n: int) -> NDArray[np.float32]:
+        b, c, h, w = inp.shape
+        v = np.clip(np.rint(np.ldexp(inp, -exponent(name))), -(2**15), 2**15 - 1).astype(np.int64)
+        v = v.reshape(b, c, h // n, n, w // n, n).transpose(0, 1, 3, 5, 2, 4).reshape(b, c * n * n, h // n, w // n)
+        high, low, none = v >> 8, v & 255, np.zeros_like(values(f"{name}.shift"))
+        shift = -values(f"{name}.shift")[:, None, None]
+        terms = (
+            (high, f"{name}.weight", none, 8),
+            (high, f"{name}.fine", none, 1),  # 2^8 for the byte, 2^-7 for the weight
+            (low, f"{name}.weight", values(f"{name}.bias")[0], 0),
+        )
+        x, fine, last = (
+            np.ldexp(reference_sum(u, values(name), bias, 1, 1), shift + more).astype(np.float32)
+            for u, name, bias, more in terms
+        )
+        return (x + fine) + last
+
+    coarsest = sum(key.startswith("narrow.") and key.endswith(".weight") for key in tensors)
+    x, skips = seen("inp", 16 >> coarsest), []
+    for i in range(coarsest + 1):
+        if i and f"inp.{i}.weight" in tensors:
+            x = x + seen(f"inp.{i}", 16 >> (coarsest - i))
         x = blocks(f"down.{i}", x)
-        if i < 2:
+        if i < coarsest:
             skips.append(x)
             x = raw(f"narrow.{i}", read(x, exponent(f"narrow.{i}"), -128), stride=2)
-    for i in (1, 0):
+    y = np.zeros((), np.float32)
+    for i in reversed(range(coarsest)):
         x = skips.pop() + shuffle(raw(f"widen.{i}", read(x, exponent(f"widen.{i}"), -128)), 2)
         x = blocks(f"up.{i}", x)
-    return shuffle(raw("out", read(x, exponent("out"), 0), padding=1) * tensors["out.gain"].numpy()[:, None, None], 4)
+        name = ending("out", i)
+        if f"{name}.weight" in tensors:
+            written = raw(name, read(x, exponent(name), 0), padding=1) * tensors[f"{name}.gain"].numpy()[:, None, None]
+            y = y + shuffle(written, 16 >> (coarsest - i))
+    return y
 
 
 def pictures(batch: int, height: int, width: int) -> torch.Tensor:
@@ -310,6 +326,19 @@ def test_tiny_network_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch
         assert y.dtype == torch.float32
         np.testing.assert_array_equal(y.numpy(), expected)
     assert digest(y) == TINY_GOLDEN
+
+
+@every_kernel
+def test_a_tiny_network_with_a_finer_stage_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+    tensors, inp = tiny_tensors(widths=FINER), pictures(2, 32, 48)
+    coarser_alone = tensors | {"out.gain": torch.zeros(12)}
+    for level in (0, 88):
+        expected = reference_body(tensors, inp.numpy(), level)
+        assert np.isfinite(expected).all()
+        assert expected.std() > 1
+        np.testing.assert_array_equal(Body.load(tensors)(inp, level).numpy(), expected)
+        assert reference_body(coarser_alone, inp.numpy(), level).std() > 1
 
 
 @every_kernel
@@ -406,10 +435,11 @@ def test_bad_calls_and_bad_tensors_are_refused() -> None:
             Body.load(tensors | {key: value})
 
 
+@pytest.mark.parametrize("widths", [WIDTHS, FINER])
 @pytest.mark.parametrize("arch", model.ARCHITECTURES)
-def test_a_quantized_float_network_computes_nearly_the_same(arch: str) -> None:
+def test_a_quantized_float_network_computes_nearly_the_same(arch: str, widths: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
-    state = model.fresh(3, WIDTHS, arch)
+    state = model.fresh(3, widths, arch)
     for name, weight in state.items():
         if name.endswith((".bias", ".t")):
             weight += 0.1 * torch.randn(weight.shape, generator=generator)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcodec.cli import cli
@@ -116,6 +117,31 @@ def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
     mixed = CliRunner().invoke(cli, ["train", str(photos), "--out", str(out), "--minutes", "0"])
     assert mixed.exit_code == 1
     assert "the pictures have 3 channels" in mixed.output
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    run(photos, "--out", old, "--steps", 20, "--arch", arch)
+    before = fit.load(old / "average.safetensors")
+    after = fit.finer(before, (8, 16, 24, 32))
+    assert model.widths(after.net) == [8, 16, 24, 32]
+    assert after.steps == before.steps
+    inp, levels = torch.randn(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 44, 88])
+    expected = model.body(before.net, inp, levels)
+    assert expected.std() > 0.001
+    torch.testing.assert_close(model.body(after.net, inp, levels), expected, rtol=0, atol=1e-6)
+    run(photos, "--out", new, "--steps", 3, "--start", old / "average.safetensors", "--widths", "8,16,24,32")
+    assert "inp.1.weight" in load_file(new / "prior.safetensors")
+    prior, shallow = (catalog.find(str(folder)) for folder in (new, old))
+    assert catalog.gflop(prior) > catalog.gflop(shallow)
+    assert not torch.equal(catalog.load(prior)(torch.zeros(1, 3, 32, 32), 1.0), torch.zeros(1, 3, 32, 32))
+    for widths, folder in (("8,16,24,40", tmp_path / "a"), ("16,24,32", tmp_path / "b"), ("8,8,16,24", new)):
+        start = ["--start", str(old / "average.safetensors")] if folder != new else []
+        refused = CliRunner().invoke(cli, ["train", str(photos), "--out", str(folder), *start, "--widths", widths])
+        assert refused.exit_code == 1
+        assert "--widths" in refused.output
 
 
 def test_the_spectrum_of_a_gaussian_source_is_found() -> None:

@@ -93,7 +93,7 @@ def gflop(entry: Entry, side: int = 256) -> float:
                 continue
             group, _, rest = layer.partition(".")
             halvings = int(rest.partition(".")[0]) + (group in ("narrow", "widen")) if rest else 0
-            times = 2 if name == "inp.weight" else 1  # high and low bytes
+            times = 2 if group == "inp" and part == "weight" else 1  # high and low bytes
             if part == "weight" and layer[-2:] in (".a", ".b"):  # as often as its block takes steps
                 times = head[f"{layer[:-1]}b.bias"]["shape"][0]
             out, fan, k, _ = tensor["shape"]

@@ -1,9 +1,9 @@
 """Which network predicts what the Wiener filter leaves, and how does it give the same bits on every machine?
 
-A U-Net of pre-activation residual blocks, x + b(relu(a(relu(x)))), on pictures folded 4x4 into channels; or, in their place,
-of neural ODEs of second order (`dcodec.train.model`). With the noise level only the biases of the `a` layers change. Its
-convolutions are integer (`dcodec.exact.conv`); between them runs a stream of float32 in which every update is one IEEE
-operation per element:
+A U-Net of pre-activation residual blocks, x + b(relu(a(relu(x)))), on pictures folded into channels, 2x2 or 4x4 at the finest
+stage; or, in their place, of neural ODEs of second order (`dcodec.train.model`). Coarser stages may read the picture too, and
+write to it. With the noise level only the biases of the `a` layers change. Its convolutions are integer (`dcodec.exact.conv`);
+between them runs a stream of float32 in which every update is one IEEE operation per element:
 
     picture -> 16-bit integers, as two bytes -> stream -> blocks -> down ... up -> + skip -> blocks -> picture
 
@@ -22,8 +22,7 @@ from dcodec.exact.conv import Conv, to_u8
 from dcodec.prior import SIGMAS
 
 LEVELS = len(SIGMAS)
-PATCH = 4  # pictures are folded PATCH x PATCH
-MULTIPLE = 16  # of heights and widths: PATCH and two halvings
+MULTIPLE = 16  # of heights and widths: the coarsest stage's grid
 FINE_BITS = 7  # the first layer's weights are integers plus `fine` * 2^-FINE_BITS
 
 
@@ -71,20 +70,69 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
+class Read:
+    """How a stage reads the picture: a convolution of what is folded into channels, 16-bit integers in units of 2^exponent."""
+
+    high: Conv  # on the high bytes ...
+    fine: Conv  # ... on the high bytes again, what the 8-bit weights have left: most of the error is made here
+    low: Conv  # ... and on the low bytes
+    exponent: int
+
+    def __call__(self, inp: Tensor, patch: int) -> Tensor:
+        """inp (B, 2 C, h, w) float32 -> (B, O, h/patch, w/patch) float32."""
+        high, low = _fold(inp, self.exponent, patch)
+        return self.high.raw(high).add_(self.fine.raw(high)).add_(self.low.raw(low))
+
+    def to(self, device: torch.device) -> "Read":
+        """The same layer on `device`."""
+        return Read(self.high.to(device), self.fine.to(device), self.low.to(device), self.exponent)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """How a stage writes to the picture: its input is read in units of 2^exponent."""
+
+    conv: Conv
+    exponent: int
+    gain: Tensor  # (1, C patch^2, 1, 1) float32: the real value of one unit of the sum
+
+    def __call__(self, x: Tensor, patch: int) -> Tensor:
+        """x (B, I, h, w) float32 -> (B, C, patch h, patch w) float32."""
+        return F.pixel_shuffle(self.conv.raw(to_u8(x, self.exponent)).mul_(self.gain), patch)
+
+    def to(self, device: torch.device) -> "Write":
+        """The same layer on `device`."""
+        return Write(self.conv.to(device), self.exponent, self.gain.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What happens at one resolution, on the way down and on the way up; the coarsest has no second part."""
+
+    read: Read | None
+    down: tuple[Block, ...]
+    narrow: Resample | None = None  # to the next coarser resolution
+    widen: Resample | None = None  # back: 2x2 pixels of this one as channels (c, dy, dx)
+    up: tuple[Block, ...] = ()
+    write: Write | None = None
+
+    def to(self, device: torch.device) -> "Stage":
+        """The same layers on `device`."""
+        return Stage(
+            self.read and self.read.to(device),
+            tuple(block.to(device) for block in self.down),
+            self.narrow and self.narrow.to(device),
+            self.widen and self.widen.to(device),
+            tuple(block.to(device) for block in self.up),
+            self.write and self.write.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Body:
     """The integer network; `Body.load` makes one from the tensors that `dcodec.train.quantize` writes."""
 
-    high: Conv  # the first layer, on the high bytes of the input ...
-    fine: Conv  # ... on the high bytes again, what the 8-bit weights have left: most of the error is made here
-    low: Conv  # ... and on the low bytes
-    input_exponent: int
-    down: tuple[tuple[Block, ...], ...]  # finest resolution first
-    narrow: tuple[Resample, ...]  # to the next coarser resolution
-    widen: tuple[Resample, ...]  # back: 2x2 pixels of the finer one as channels (c, dy, dx)
-    up: tuple[tuple[Block, ...], ...]
-    out: Conv
-    out_exponent: int
-    gain: Tensor  # (1, C PATCH^2, 1, 1) float32: the real value of one unit of `out`
+    stages: tuple[Stage, ...]  # finest resolution first
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> "Body":
@@ -115,44 +163,45 @@ class Body:
             velocity = resample(f"{name}.v", 1) if f"{name}.v.weight" in tensors else None
             return Block(conv(f"{name}.a", 1, 1), conv(f"{name}.b", 1, 1), exponent(name), velocity)
 
-        low = conv("inp")
-        high = _uncentred(replace(low, bias=torch.zeros_like(low.bias), shift=low.shift - 8))
-        fine = replace(high, weight=tensors["inp.fine"], bias=torch.zeros_like(low.bias))
-        halvings = range(_count(tensors, "narrow"))
-        return cls(
-            high=high,
-            fine=_uncentred(replace(fine, shift=high.shift + FINE_BITS)),
-            low=low,
-            input_exponent=exponent("inp"),
-            down=tuple(blocks(f"down.{i}") for i in range(len(halvings) + 1)),
-            narrow=tuple(resample(f"narrow.{i}", 2) for i in halvings),
-            widen=tuple(resample(f"widen.{i}", 1) for i in halvings),
-            up=tuple(blocks(f"up.{i}") for i in halvings),
-            out=conv("out", 1, 1),
-            out_exponent=exponent("out"),
-            gain=tensors["out.gain"].to(torch.float32).view(1, -1, 1, 1),
-        )
+        def read(name: str) -> Read | None:
+            if f"{name}.weight" not in tensors:
+                return None
+            low = conv(name)
+            high = _uncentred(replace(low, bias=torch.zeros_like(low.bias), shift=low.shift - 8))
+            fine = replace(high, weight=tensors[f"{name}.fine"], bias=torch.zeros_like(low.bias))
+            return Read(high, _uncentred(replace(fine, shift=high.shift + FINE_BITS)), low, exponent(name))
+
+        def write(name: str) -> Write | None:
+            if f"{name}.weight" not in tensors:
+                return None
+            gain = tensors[f"{name}.gain"].to(torch.float32).view(1, -1, 1, 1)
+            return Write(conv(name, 1, 1), exponent(name), gain)
+
+        def stage(i: int) -> Stage:
+            first, last = read(ending("inp", i)), write(ending("out", i))
+            if i == halvings:
+                return Stage(first, blocks(f"down.{i}"), write=last)
+            narrow, widen = resample(f"narrow.{i}", 2), resample(f"widen.{i}", 1)
+            return Stage(first, blocks(f"down.{i}"), narrow, widen, blocks(f"up.{i}"), last)
+
+        halvings = _count(tensors, "narrow")
+        return cls(tuple(stage(i) for i in range(halvings + 1)))
 
     def to(self, device: torch.device | str) -> "Body":
         """The same network on `device`."""
-        where = torch.device(device)
-        return replace(
-            self,
-            high=self.high.to(where),
-            fine=self.fine.to(where),
-            low=self.low.to(where),
-            down=tuple(tuple(block.to(where) for block in blocks) for blocks in self.down),
-            narrow=tuple(layer.to(where) for layer in self.narrow),
-            widen=tuple(layer.to(where) for layer in self.widen),
-            up=tuple(tuple(block.to(where) for block in blocks) for blocks in self.up),
-            out=self.out.to(where),
-            gain=self.gain.to(where),
-        )
+        return Body(tuple(stage.to(torch.device(device)) for stage in self.stages))
+
+    @property
+    def patch(self) -> int:
+        """Pictures are folded patch x patch at the finest stage, so that the coarsest has a grid of MULTIPLE."""
+        return MULTIPLE >> (len(self.stages) - 1)
 
     @property
     def channels(self) -> int:
         """Of the pictures, C: 3, or 1 for a network of gray ones."""
-        return self.gain.shape[1] // PATCH**2
+        first = self.stages[0].write
+        assert first is not None
+        return first.gain.shape[1] // self.patch**2
 
     @torch.no_grad()
     def __call__(self, inp: Tensor, level: int) -> Tensor:
@@ -168,35 +217,47 @@ class Body:
             raise ValueError(f"height and width must be multiples of {MULTIPLE}, not {tuple(inp.shape[2:])}")
         if not 0 <= level < LEVELS:
             raise ValueError(f"level must be 0, ..., {LEVELS - 1}, not {level}")
-        high, low = _fold(inp, self.input_exponent)
-        x = self.high.raw(high).add_(self.fine.raw(high)).add_(self.low.raw(low))  # (B, C0, h/4, w/4)
-        skips = []
-        for blocks, narrow in zip(self.down, self.narrow, strict=False):  # the last blocks have no narrow layer
-            for block in blocks:
+        x, skips = torch.zeros(()), []
+        for i, stage in enumerate(self.stages):
+            if stage.read:
+                seen = stage.read(inp, self.patch << i)  # (B, C_i, h / patch / 2^i, w / patch / 2^i)
+                x = x.add_(seen) if i else seen
+            for block in stage.down:
                 block.add_to(x, level)
             skips.append(x)
-            x = narrow(x)
-        for block in self.down[-1]:
-            block.add_to(x, level)
-        for blocks, widen in zip(reversed(self.up), reversed(self.widen), strict=True):
-            x = skips.pop().add_(F.pixel_shuffle(widen(x), 2))
-            for block in blocks:
+            x = stage.narrow(x) if stage.narrow else x
+        y = None
+        for i, stage in reversed(tuple(enumerate(self.stages))):
+            if stage.widen:
+                x = skips[i].add_(F.pixel_shuffle(stage.widen(x), 2))
+            for block in stage.up:
                 block.add_to(x, level)
-        y = self.out.raw(to_u8(x, self.out_exponent)).mul_(self.gain)  # (B, C PATCH^2, h/4, w/4)
-        return F.pixel_shuffle(y, PATCH)
+            if stage.write:
+                written = stage.write(x, self.patch << i)  # (B, C, h, w)
+                y = written if y is None else y.add_(written)
+        assert y is not None
+        return y
 
 
-def _fold(inp: Tensor, exponent: int) -> tuple[Tensor, Tensor]:
-    """Pictures (B, c, h, w) as 16-bit integers in units of 2^exponent, inside a border of zeros, folded PATCH x PATCH.
+def ending(name: str, stage: int) -> str:
+    """What the layer `name`, inp or out, is called at a stage: the finest needs no number."""
+    return f"{name}.{stage}" if stage else name
 
-    Returns uint8 `high` and `low` (B, c PATCH^2, h/4 + 2, w/4 + 2): the integer is 256 (high - 128) + low.
+
+def _fold(inp: Tensor, exponent: int, patch: int) -> tuple[Tensor, Tensor]:
+    """Pictures (B, c, h, w) as 16-bit integers in units of 2^exponent, inside a border of zeros, folded patch x patch.
+
+    Returns uint8 `high` and `low` (B, c patch^2, h/patch + 2, w/patch + 2): the integer is 256 (high - 128) + low.
     """
-    x = F.pad(inp, (PATCH,) * 4).mul_(math.ldexp(1.0, -exponent)).round_().clamp_(-(2**15), 2**15 - 1)
-    # Four neighbours in a row travel as one 64-bit word, which makes the transposition five times faster.
-    words = x.to(torch.int16).contiguous().view(torch.int64)  # (B, c, h + 8, w/4 + 2)
+    x = F.pad(inp, (patch,) * 4).mul_(math.ldexp(1.0, -exponent)).round_().clamp_(-(2**15), 2**15 - 1)
+    # Neighbours in a row travel as one word, which makes the transposition five times faster.
+    word = torch.int32 if patch == 2 else torch.int64
+    pieces = patch * 2 // word.itemsize  # words in a row of a patch
+    words = x.to(torch.int16).contiguous().view(word)  # (B, c, h + 2 patch, pieces (w/patch + 2))
     b, c, h, w = words.shape
-    words = words.view(b, c, h // PATCH, PATCH, w).permute(0, 2, 4, 1, 3).reshape(b, h // PATCH, w, c * PATCH)
-    folded = words.view(torch.int16).permute(0, 3, 1, 2)  # (B, c PATCH^2, h/4 + 2, w/4 + 2)
+    words = words.view(b, c, h // patch, patch, w // pieces, pieces).permute(0, 2, 4, 1, 3, 5)
+    words = words.reshape(b, h // patch, w // pieces, c * patch * pieces)
+    folded = words.view(torch.int16).permute(0, 3, 1, 2)  # (B, c patch^2, h/patch + 2, w/patch + 2)
     return (folded >> 8).add_(128).to(torch.uint8), (folded & 255).to(torch.uint8)
 
 

@@ -19,8 +19,8 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
     if value is None:
         return None
     parts = value.split(",")
-    if len(parts) != 3 or not all(part.isdigit() and 8 <= int(part) <= 1024 and int(part) % 8 == 0 for part in parts):
-        raise click.BadParameter("three multiples of 8 from 8 to 1024 are needed, as in 64,96,128")
+    if len(parts) not in (3, 4) or not all(part.isdigit() and 8 <= int(part) <= 1024 and int(part) % 8 == 0 for part in parts):
+        raise click.BadParameter("three or four multiples of 8 from 8 to 1024 are needed, as in 64,96,128")
     return [int(part) for part in parts]
 
 
@@ -43,7 +43,8 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 )  # fmt: skip
 @click.option(
     "--widths", callback=_widths, metavar="N,N,..",
-    help="Channels at each resolution of a new network, finest first.  [default: 96,160,224]",
+    help="Channels at each resolution of a new network, finest first: the coarsest sees 16 pixels as one. One more than the "
+    "network of --start has puts a finer resolution before its own.  [default: 96,160,224]",
 )  # fmt: skip
 @click.option("--pack", type=click.Path(path_type=Path), metavar="TAR", help="Do not train: choose pictures for this file.")
 @click.option("--megabytes", type=click.FloatRange(1), default=56.0, show_default=True, help="Of --pack at most, in MiB.")
@@ -88,6 +89,8 @@ def train(
     if run is None:
         shipped = Path(str(files("dcodec.train"))) / f"{start}.safetensors"
         run = None if start is None else fit.load(shipped if shipped.exists() else Path(start))
+        if run is not None and widths:
+            run, widths = fit.finer(run, widths), None
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
     if run is not None and (widths or arch):

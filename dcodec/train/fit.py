@@ -2,7 +2,7 @@
 
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
 mean square of that target weighs all noise levels by the filter's own error. The filter's spectrum is fitted first.
-Bfloat16 convolutions, float32 residual stream, exponential moving average, cosine decay over the time given. A stretch of
+Bfloat16 inside the network, exponential moving average, cosine decay over the time given. A stretch of
 training starts where the last one ended: weights, average and Adam's moments are kept as four files of under 16 MiB, so
 that any machine lent for minutes can go on.
 """
@@ -136,13 +136,14 @@ def fit(
     """
     pictures = pictures.to(device)
     held = middles(pictures.held, VALIDATED_SIDE)[:VALIDATED].to(device)
-    net = {k: v.to(device).requires_grad_() for k, v in run.net.items()}
-    average = {k: v.to(device) for k, v in run.average.items()}
+    net = {k: _ready(v, device).requires_grad_() for k, v in run.net.items()}
+    average = {k: _ready(v, device) for k, v in run.average.items()}
     optimizer = torch.optim.Adam(net.values(), betas=BETAS, fused=True)
     if run.first:
         for k, v in net.items():
             step = torch.tensor(float(run.steps))
-            optimizer.state[v] = {"step": step, "exp_avg": run.first[k].to(v), "exp_avg_sq": run.second[k].to(v)}
+            moments = {"exp_avg": _ready(run.first[k], device), "exp_avg_sq": _ready(run.second[k], device)}
+            optimizer.state[v] = {"step": step, **moments}
     torch.manual_seed(run.steps)
     source = batches(pictures, run.steps, times, mirror)
     sigmas, _ = _levels(run.spectrum, device)
@@ -181,6 +182,12 @@ def fit(
     yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, validate(average, run.spectrum, held))
 
 
+def _ready(x: Tensor, device: str) -> Tensor:
+    """A copy on the device, as convolutions read it: channels last."""
+    x = x.detach().to(device, copy=True)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
 def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer) -> None:
     run.net = {k: v.detach().cpu() for k, v in net.items()}
     run.average = {k: v.cpu() for k, v in average.items()}
@@ -215,6 +222,18 @@ def begin(pictures: Pictures, widths: Sequence[int] | None = None, arch: str = "
     """A run that begins with nothing learnt but the pictures' spectrum; widths, arch: as for `model.fresh`."""
     state = model.fresh(pictures.channels, widths, arch)
     return Run(state, {k: v.clone() for k, v in state.items()}, fit_spectrum(middles(pictures.train, FITTED_SIDE)[:FITTED]))
+
+
+def finer(run: Run, widths: Sequence[int]) -> Run:
+    """The run with a finer resolution put before its network's; widths: channels of all, finest first. Moments begin anew.
+
+    Raises ValueError when the network's own channels are others.
+    """
+    own = model.widths(run.net)
+    if list(widths[1:]) != own:
+        raise ValueError(f"--widths with --start are the network's own and one before them: N,{','.join(map(str, own))}")
+    net, average = (model.finer(state, widths[0]) for state in (run.net, run.average))
+    return Run(net, average, run.spectrum, steps=run.steps, crops=run.crops)
 
 
 def fit_spectrum(x: Tensor) -> Spectrum:

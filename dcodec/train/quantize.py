@@ -21,7 +21,7 @@ from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import Spectrum
 from dcodec.prior.gaussian import wiener
-from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, PATCH, Body
+from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, Body, ending
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train import model
 from dcodec.train.data import Pictures, middles
@@ -56,43 +56,48 @@ def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
     """
     out: dict[str, Tensor] = {}
     e = model.embed_levels(state)
-    x = _input_layer(out, state, inp)
-    skips = []
-    halvings = model.halvings(state)
-    for i in range(halvings + 1):
+    coarsest = model.halvings(state)
+    finest = MULTIPLE >> coarsest
+    x, skips = Pair(torch.zeros(()), torch.zeros(())), []
+    for i in range(coarsest + 1):
+        if model.reads(state, i):
+            seen = _input_layer(out, state, ending("inp", i), inp, finest << i)
+            x = x + seen if i else seen
         for name in model.blocks(state, f"down.{i}"):
             x = _block(out, state, name, x, e, levels)
-        if i < halvings:
+        if i < coarsest:
             skips.append(x)
             true = affine(state, f"ds.{i}", x.true, stride=2)
             x = _resample(out, f"narrow.{i}", x.ours, true, state[f"ds.{i}.weight"], stride=2)
-    for i in reversed(range(halvings)):
-        weight = state[f"us.{i}.weight"].permute(1, 2, 3, 0)  # (C, 2, 2, I)
-        weight = weight.flatten(0, 2)[:, :, None, None]  # (4 C, I, 1, 1): the four pixels as channels (c, dy, dx)
-        true = F.conv2d(x.true, weight, state[f"us.{i}.bias"].repeat_interleave(4))
-        x = _resample(out, f"widen.{i}", x.ours, true, weight, stride=1)
-        x = Pair(F.pixel_shuffle(x.true, 2), F.pixel_shuffle(x.ours, 2)) + skips.pop()
+    for i in reversed(range(coarsest + 1)):
+        if i < coarsest:
+            weight = state[f"us.{i}.weight"].permute(1, 2, 3, 0)  # (C, 2, 2, I)
+            weight = weight.flatten(0, 2)[:, :, None, None]  # (4 C, I, 1, 1): the four pixels as channels (c, dy, dx)
+            true = F.conv2d(x.true, weight, state[f"us.{i}.bias"].repeat_interleave(4))
+            x = _resample(out, f"widen.{i}", x.ours, true, weight, stride=1)
+            x = Pair(F.pixel_shuffle(x.true, 2), F.pixel_shuffle(x.ours, 2)) + skips.pop()
         for name in model.blocks(state, f"up.{i}"):
             x = _block(out, state, name, x, e, levels)
-    _output_layer(out, state, x)
+        if model.reads(state, i):
+            _output_layer(out, state, ending("out", i), x)
     return out
 
 
-def _input_layer(out: dict[str, Tensor], state: State, inp: Tensor) -> Pair:
+def _input_layer(out: dict[str, Tensor], state: State, name: str, inp: Tensor, patch: int) -> Pair:
     """High and low bytes share the 7-bit weights; `fine` weights add what these leave, so plain rounding will do."""
     unit = math.ldexp(1.0, INPUT_EXPONENT)
-    v = F.pixel_unshuffle((inp / unit).round().clamp(-(2**15), 2**15 - 1), PATCH)
-    weight = state["inp.weight"]
+    v = F.pixel_unshuffle((inp / unit).round().clamp(-(2**15), 2**15 - 1), patch)
+    weight = state[f"{name}.weight"]
     shift = _shift(weight)
     scaled = weight * _channels(shift.exp2())
     coarse = scaled.round()
     fine = ((scaled - coarse) * 2**FINE_BITS).round()
-    true = affine(state, "inp", F.pixel_unshuffle(inp, PATCH), padding=1)
+    true = affine(state, name, F.pixel_unshuffle(inp, patch), padding=1)
     step = (-shift).exp2() * unit  # (O,) real value of the accumulator's unit
     acc = conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
     bias = _mean_bias(true, acc * _rows(step), step)
-    _emit(out, "inp", coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT)
-    out["inp.fine"] = fine.to(torch.int8).contiguous()
+    _emit(out, name, coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT)
+    out[f"{name}.fine"] = fine.to(torch.int8).contiguous()
     return Pair(true, (acc + _rows(bias)) * _rows(step))
 
 
@@ -168,18 +173,18 @@ def _resample(out: dict[str, Tensor], name: str, ours: Tensor, true: Tensor, wei
     return Pair(true, (acc + _rows(bias)) * _rows(step))
 
 
-def _output_layer(out: dict[str, Tensor], state: State, x: Pair) -> None:
+def _output_layer(out: dict[str, Tensor], state: State, name: str, x: Pair) -> None:
     exponent = _exponent(x.ours.relu(), 255)
     unit = math.ldexp(1.0, exponent)
     u = (x.ours / unit).round().clamp(0, 255)
-    weight = state["out.weight"]
+    weight = state[f"{name}.weight"]
     grid = _peaks(weight) / MAX_WEIGHT  # any real number: one product undoes it at the end
     integers = round_compensated(weight / _channels(grid), u, padding=1)
     step = grid * unit
-    true = affine(state, "out", x.true.relu(), padding=1)
+    true = affine(state, name, x.true.relu(), padding=1)
     bias = _mean_bias(true, conv(u, integers, padding=1) * _rows(step), step)
-    _emit(out, "out", integers, bias, torch.zeros(len(step)), exponent)
-    out["out.gain"] = step
+    _emit(out, name, integers, bias, torch.zeros(len(step)), exponent)
+    out[f"{name}.gain"] = step
 
 
 def round_compensated(weight: Tensor, u: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
@@ -334,8 +339,9 @@ def export(
     pool = middles(pictures.train, CROP)
     inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], spectrum)
     tensors = quantize(state, inp, levels)
+    arch = {"name": f"{model.architecture(state)}-u8", "patch": MULTIPLE >> model.halvings(state), "fine_bits": FINE_BITS}
     metadata = {
-        "arch": json.dumps({"name": f"{model.architecture(state)}-u8", "patch": PATCH, "fine_bits": FINE_BITS}),
+        "arch": json.dumps(arch),
         "spectrum": json.dumps(spectrum),
         "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
         "training": json.dumps(training),
