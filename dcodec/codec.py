@@ -27,7 +27,7 @@ from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
-CHUNK, CHUNK_GPU = 1 << 20, 1 << 22  # pixels through the denoiser at once by default: more leave a processor's caches
+CHUNK, CHUNK_GPU = 1 << 18, 1 << 22  # pixels through the denoiser at once by default: more leave a processor's caches
 ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
 
 

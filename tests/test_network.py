@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from dcodec.exact import conv as exact
-from dcodec.exact.conv import KERNEL_VARIABLE, KERNELS, Conv, choose, to_u8
+from dcodec.exact.conv import BLOCK, KERNEL_VARIABLE, KERNELS, Conv, choose, to_u8
 from dcodec.prior import SIGMAS
 from dcodec.prior.network import Body, ending
 from dcodec.train import model
@@ -150,6 +150,16 @@ def test_rounding_to_u8() -> None:
         scaled = np.ldexp(x, exponent).astype(np.float32)
         expected = np.clip(np.rint(x), 0, 255).astype(np.uint8)
         np.testing.assert_array_equal(to_u8(torch.from_numpy(scaled), exponent).numpy(), expected)
+
+
+def test_rounding_to_u8_a_cacheful_at_a_time() -> None:
+    x = 150 * torch.randn(2, 48, 61, 37, generator=torch.Generator().manual_seed(0))
+    assert x.numel() > BLOCK
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = to_u8(x.contiguous(memory_format=layout), 0)
+        assert y.is_contiguous(memory_format=layout)
+        assert torch.equal(y, x.round().clamp(0, 255).to(torch.uint8))
+    assert torch.equal(to_u8(x[:, :, ::2, 1:], 0), y[:, :, ::2, 1:])
 
 
 def _broken(*_: object) -> torch.Tensor:
