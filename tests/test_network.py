@@ -159,6 +159,7 @@ def test_rounding_to_u8_a_cacheful_at_a_time() -> None:
         y = to_u8(x.contiguous(memory_format=layout), 0)
         assert y.is_contiguous(memory_format=layout)
         assert torch.equal(y, x.round().clamp(0, 255).to(torch.uint8))
+        assert torch.equal(to_u8(x.contiguous(memory_format=layout), 0, 128.0), (x + 128).round().clamp(0, 255).to(torch.uint8))
     assert torch.equal(to_u8(x[:, :, ::2, 1:], 0), y[:, :, ::2, 1:])
 
 

@@ -118,15 +118,18 @@ class Conv:
 Kernel = Callable[[Conv, Tensor, Tensor, torch.dtype], Tensor]
 
 
-def to_u8(x: Tensor, exponent: int) -> Tensor:
-    """clamp(round_half_even(x * 2^-exponent), 0, 255) as uint8, in the memory layout of `x` (float32, finite)."""
+def to_u8(x: Tensor, exponent: int, above: float = 0.0) -> Tensor:
+    """clamp(round_half_even((x + above) * 2^-exponent), 0, 255) as uint8, in the memory layout of `x` (float32, finite).
+
+    The sum is one of float32, which rounds.
+    """
     scale = math.ldexp(1.0, -exponent)
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-        return _narrow(x.mul(scale))
+        return _narrow((x + above if above else x).mul(scale))
     out = torch.empty_like(x, dtype=torch.uint8)
     parts = (torch.split(a.permute(0, 2, 3, 1).view(-1), BLOCK) for a in (x, out))
     for part, to in zip(*parts, strict=True):
-        to.copy_(_narrow(part.mul(scale)))
+        to.copy_(_narrow((part + above if above else part).mul(scale)))
     return out
 
 

@@ -35,7 +35,7 @@ class Resample:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, I, h, w) float32 -> (B, O, h', w') float32."""
-        return self.conv.raw(to_u8(x + math.ldexp(128.0, self.exponent), self.exponent))
+        return self.conv.raw(to_u8(x, self.exponent, math.ldexp(128.0, self.exponent)))
 
     def to(self, device: torch.device) -> "Resample":
         """The same layer on `device`."""
