@@ -436,6 +436,12 @@ def test_bad_calls_and_bad_tensors_are_refused() -> None:
             body(*arguments)
     with pytest.raises(KeyError):
         Body.load({key: value for key, value in tensors.items() if key != "up.0.1.b.shift"})
+    for layer in ("inp", "out"):
+        with pytest.raises(KeyError):
+            Body.load({key: value for key, value in tensors.items() if not key.startswith(f"{layer}.")})
+    for widths in ((8, 8), (8, 8, 8, 8, 8)):
+        with pytest.raises(ValueError, match="resolutions, not 3 or 4"):
+            Body.load(tiny_tensors(widths=widths))
     for key, value in (
         ("down.0.0.a.weight", tensors["down.1.0.a.weight"]),
         ("down.0.0.a.bias", tensors["down.0.0.a.bias"][:5]),

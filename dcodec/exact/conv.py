@@ -124,12 +124,16 @@ def to_u8(x: Tensor, exponent: int, above: float = 0.0) -> Tensor:
     The sum is one of float32, which rounds.
     """
     scale = math.ldexp(1.0, -exponent)
+
+    def read(part: Tensor) -> Tensor:
+        return _narrow((part + above if above else part).mul(scale))
+
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-        return _narrow((x + above if above else x).mul(scale))
+        return read(x)
     out = torch.empty_like(x, dtype=torch.uint8)
     parts = (torch.split(a.permute(0, 2, 3, 1).view(-1), BLOCK) for a in (x, out))
     for part, to in zip(*parts, strict=True):
-        to.copy_(_narrow((part + above if above else part).mul(scale)))
+        to.copy_(read(part))
     return out
 
 

@@ -163,28 +163,27 @@ class Body:
             velocity = resample(f"{name}.v", 1) if f"{name}.v.weight" in tensors else None
             return Block(conv(f"{name}.a", 1, 1), conv(f"{name}.b", 1, 1), exponent(name), velocity)
 
-        def read(name: str) -> Read | None:
-            if f"{name}.weight" not in tensors:
-                return None
+        def read(name: str) -> Read:
             low = conv(name)
             high = _uncentred(replace(low, bias=torch.zeros_like(low.bias), shift=low.shift - 8))
             fine = replace(high, weight=tensors[f"{name}.fine"], bias=torch.zeros_like(low.bias))
             return Read(high, _uncentred(replace(fine, shift=high.shift + FINE_BITS)), low, exponent(name))
 
-        def write(name: str) -> Write | None:
-            if f"{name}.weight" not in tensors:
-                return None
+        def write(name: str) -> Write:
             gain = tensors[f"{name}.gain"].to(torch.float32).view(1, -1, 1, 1)
             return Write(conv(name, 1, 1), exponent(name), gain)
 
         def stage(i: int) -> Stage:
-            first, last = read(ending("inp", i)), write(ending("out", i))
+            both = i == 0 or f"{ending('inp', i)}.weight" in tensors
+            first, last = (read(ending("inp", i)), write(ending("out", i))) if both else (None, None)
             if i == halvings:
                 return Stage(first, blocks(f"down.{i}"), write=last)
             narrow, widen = resample(f"narrow.{i}", 2), resample(f"widen.{i}", 1)
             return Stage(first, blocks(f"down.{i}"), narrow, widen, blocks(f"up.{i}"), last)
 
         halvings = _count(tensors, "narrow")
+        if halvings not in (2, 3):
+            raise ValueError(f"the network has {halvings + 1} resolutions, not 3 or 4")
         return cls(tuple(stage(i) for i in range(halvings + 1)))
 
     def to(self, device: torch.device | str) -> "Body":

@@ -70,8 +70,7 @@ def finer(state: State, width: int, seed: int = 0) -> State:
 def _stage(state: State, rng: torch.Generator, i: int, widths: Sequence[int], channels: int, arch: str) -> None:
     """Add the weights of resolution i."""
     c, patch = widths[i], MULTIPLE >> (len(widths) - 1 - i)
-    finest = MULTIPLE >> (len(widths) - 1)
-    if i == 0 or finest == FINEST and i == 1:
+    if patch <= 2 * FINEST:
         _layer(state, rng, ending("inp", i), c, (2 * channels * patch * patch, 3, 3))
         _layer(state, rng, ending("out", i), channels * patch * patch, (c, 3, 3), 0.0)
     count = 1 if arch == "cunet" else FINEST_BLOCKS if patch == FINEST else BLOCKS
