@@ -142,6 +142,10 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
         refused = CliRunner().invoke(cli, ["train", str(photos), "--out", str(folder), *start, "--widths", widths])
         assert refused.exit_code == 1
         assert "--widths" in refused.output
+    refused = CliRunner().invoke(cli, ["train", str(photos), "--out", str(new), "--arch", "unet"])
+    assert refused.exit_code == 1
+    assert "--arch" in refused.output
+    assert "--widths" not in refused.output
 
 
 def test_the_spectrum_of_a_gaussian_source_is_found() -> None:

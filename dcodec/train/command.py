@@ -93,8 +93,10 @@ def train(
             run, widths = fit.finer(run, widths), None
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
-    if run is not None and (widths or arch):
-        raise ValueError("--widths and --arch are for a network that starts anew")
+    if run is not None and arch:
+        raise ValueError("--arch is for a network that starts anew")
+    if run is not None and widths:
+        raise ValueError("--widths are for a network that starts anew, or for --start")
     pictures = data.read(sources)
     run = run or fit.begin(pictures, widths, arch or "unet")
     if len(run.spectrum) != pictures.channels:
