@@ -20,10 +20,11 @@ from PIL import __version__ as pillow_version
 import dcodec
 from bench import bpg, peers, plugins, states
 from bench.points import Codec, Job, Missing, Point, label
-from dcodec import api, codec, stream
+from dcodec import codec, estimates, spread, stream
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
+from dcodec.session import Session
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Dcodec:
         encode_s = time.process_time() - begin
 
         begin = time.process_time()
-        session = api._Session.of(data, max(wanted), self.weights, "cpu", 0, MAX_SIDE, None)
+        session = Session.of(data, max(wanted), self.weights, "cpu", 0, MAX_SIDE)
         walk_s, walk_nfe, counted = 0.0, Fraction(0), session.counted
         mark = counted.evaluations
         for size, state in session.states(sorted(wanted)):
@@ -106,11 +107,11 @@ class Dcodec:
 def _estimate(
     setting: codec.Setting, state: codec.State, estimate: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-    """What dcodec shows, and for the mean the spread of the samples behind it (`api._mean` and `api.progressive`)."""
+    """What dcodec shows, and for the mean the spread of the samples behind it (as `dcodec.progressive`)."""
     if estimate == "sample":
-        return np.asarray(to_image(api._samples(setting, state, 1, None)[0])), None
-    drawn = api.behind_mean(setting, state)
-    return np.asarray(to_image(api.average(drawn))), api._std(setting, state, drawn)
+        return np.asarray(to_image(estimates.samples(setting, state, 1)[0])), None
+    drawn = estimates.behind_mean(setting, state)
+    return np.asarray(to_image(estimates.average(drawn))), spread.std(setting, state, drawn)
 
 
 @dataclass(frozen=True)

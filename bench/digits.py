@@ -19,7 +19,7 @@ import dcodec
 from bench import codecs, states
 from bench.metrics import psnr
 from bench.points import Codec
-from dcodec import api
+from dcodec import estimates
 from dcodec.container import HEADER_SIZE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
@@ -52,7 +52,7 @@ def ours(digit: NDArray[np.uint8], size: int, prior: str, preset: str, rows: int
     if walk_once:
         x = torch.from_numpy(from_array(digit))[None]
         setting, written = states.walk(catalog.load(catalog.find(prior)), x, size, preset, rows or 0)
-        return psnr(digit, np.asarray(to_image(api._mean(setting, written.settled(setting, size - HEADER_SIZE)))))
+        return psnr(digit, np.asarray(to_image(estimates.mean(setting, written.settled(setting, size - HEADER_SIZE)))))
     data = dcodec.encode(digit, size=size, prior=prior, preset=preset, rows=rows)
     if len(data) != size:
         raise AssertionError(f"{len(data)} bytes instead of {size}")

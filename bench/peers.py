@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from bench.points import Job, Point, label
-from dcodec import api
 from dcodec.domain import LUMA
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import SIGMAS, Prior, catalog
+from dcodec.prior.counted import Counted
 
 DDCM_MOST_STEPS, DDCM_INDEX_BITS, DDCM_COEFFICIENT_BITS = 1000, 10, 3  # T - 1, log2 K and C; T and K the repository's defaults
 PSC_ROWS, PSC_SAMPLES, PSC_STEPS, PSC_INNER_STEPS = 12, 16, 50, 10
@@ -74,7 +74,7 @@ class Peer:
         x = torch.from_numpy(from_array(np.asarray(picture)))[None] * luma
         catalog.load(catalog.find(self.weights), "cpu")  # now, so that no time below includes it
         for part in [slice(None)] if self.embedded else [slice(i, i + 1) for i in range(len(budgets))]:
-            counted = api._Counted(catalog.load(catalog.find(self.weights), "cpu"), picture.height, picture.width)
+            counted = Counted(catalog.load(catalog.find(self.weights), "cpu"), picture.height, picture.width)
             walk_s, walk_nfe, begin, mark = 0.0, Fraction(0), time.process_time(), Fraction(0)
             for setting, reached in zip(settings[part], self.method(counted, x, budgets[part]), strict=True):
                 walk_s += time.process_time() - begin

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import limit, states
 from bench.metrics import psnr
-from dcodec import api, codec
+from dcodec import codec, estimates, spread
 from dcodec.container import HEADER_SIZE
 from dcodec.exact.noise import normal
 from dcodec.exact.pca import BITS
@@ -105,8 +105,8 @@ def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) 
     for size in sizes:
         state = written.settled(setting, size - HEADER_SIZE)
         drawn = codec.estimate(setting, state, SAMPLES, 0, codec.SAMPLE)
-        error = torch.from_numpy(api._mean(setting, state)) - x[0]
-        shown = np.square(api._std(setting, state, drawn.numpy()), dtype=np.float64).mean()
+        error = torch.from_numpy(estimates.mean(setting, state)) - x[0]
+        shown = np.square(spread.std(setting, state, drawn.numpy()), dtype=np.float64).mean()
         yield float(drawn.double().var(0).mean()), float(shown), float(error.double().square().mean())
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench import states
-from dcodec import api, codec, stream
+from dcodec import codec, estimates, stream
 from dcodec.entropy import Encoder
 from dcodec.exact.functions import exp, normal_cdf
 from dcodec.prior.gaussian import GaussianPrior, spectrum
@@ -60,7 +60,7 @@ def walk(side: int, seed: int, stop: float) -> tuple[list[int], list[float]]:
     psnr: list[float] = []
 
     def enough(state: codec.State, encoder: Encoder) -> bool:
-        mean = torch.from_numpy(api._mean(setting, state))
+        mean = torch.from_numpy(estimates.mean(setting, state))
         bits.append(encoder.bits)
         psnr.append(10 * math.log10(4 / float((mean - x[0]).square().mean())))
         return psnr[-1] > stop

@@ -6,15 +6,13 @@ The method itself is in `codec`; here budgets, estimates and picture types meet 
 import math
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcodec.container import MACHINE_SIZE, MAX_SIDE, PRESETS, BitstreamError, Header, second_part
+from dcodec.container import MACHINE_SIZE, MAX_SIDE, PRESETS, Header, second_part
 from dcodec.pictures import PictureError, from_array, from_image, to_image
 from dcodec.prior import catalog
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dcodec.codec import Passes, Setting, State
+    from dcodec.codec import Setting, State
     from dcodec.entropy import Encoder
     from dcodec.prior import Prior
     from dcodec.stream import Written
@@ -50,30 +48,6 @@ class Snapshot:
     mean: "Image.Image"
     sample: "Image.Image"
     std: Pixels
-
-
-class _Counted:
-    """A prior that counts its evaluations as parts of those at full size: one of half a picture's sides is a quarter."""
-
-    def __init__(self, prior: "Prior", height: int, width: int) -> None:
-        """height, width: of the picture."""
-        self._prior, self.evaluations = prior, Fraction(0)
-        self._area = math.prod(prior.latent.shape(height, width)[1:]) if prior.latent else height * width
-        self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
-        self.size, self.latent, self.doubt = prior.size, prior.latent, prior.doubt
-        self.seconds = 0.0
-
-    def __call__(self, x: "Tensor", sigma: float) -> "Tensor":
-        begin = time.perf_counter()
-        out = self._prior(x, sigma)
-        self.evaluations += Fraction(len(x) * x.shape[-2] * x.shape[-1], self._area)
-        self.seconds += time.perf_counter() - begin
-        return out
-
-    def to(self, device: str) -> "_Counted":
-        moved = copy(self)
-        moved._prior = self._prior.to(device)
-        return moved
 
 
 def encode(
@@ -131,9 +105,11 @@ def encode(
 
     import torch
 
-    from dcodec import codec
+    from dcodec import estimates
+    from dcodec.codec import Setting
     from dcodec.domain import enter
     from dcodec.exact.machine import fingerprint
+    from dcodec.prior.counted import Counted
 
     loaded = catalog.load(entry, device, arithmetic) if isinstance(prior, str) else prior
     header = replace(header, prior=loaded.digest[:2])
@@ -141,8 +117,8 @@ def encode(
         header = replace(header, rest=second_part(fingerprint(device, chunk), prompt, guidance))
     if prompt:
         loaded = catalog.prompted(loaded, prompt, header.guidance)
-    counted = _Counted(loaded, h, w)
-    setting = codec.Setting.of(header, counted, device, chunk)
+    counted = Counted(loaded, h, w)
+    setting = Setting.of(header, counted, device, chunk)
     y = enter(setting, torch.from_numpy(x)[None])
     if size is not None:
         written, payload = _encode_to_size(y, header, setting, size - header.size, progress)
@@ -154,7 +130,7 @@ def encode(
         nfe = round(counted.evaluations)
         state = written.settled(setting, payload)
         report.update(
-            bytes=len(data), bpp=8 * len(data) / (w * h), psnr=_psnr(x, _mean(setting, state)),
+            bytes=len(data), bpp=8 * len(data) / (w * h), psnr=_psnr(x, estimates.mean(setting, state)),
             refreshes=len(written.turns), nfe=nfe, denoiser_seconds=counted.seconds, seconds=time.perf_counter() - begin,
         )  # fmt: skip
     return data
@@ -177,7 +153,7 @@ def _encode_to_psnr(
     y: "Tensor", x: Pixels, header: Header, setting: "Setting", target: float, progress: Progress | None
 ) -> tuple["Written", int]:
     """Walk past the target, then bisect for the shortest prefix that reaches it."""
-    from dcodec import stream
+    from dcodec import estimates, stream
 
     best, ends = 0.0, [0]
 
@@ -185,7 +161,7 @@ def _encode_to_psnr(
         nonlocal best
         if best >= target:  # one step further, so that no sealed end is ever shipped
             return True
-        best = _psnr(x, _mean(setting, state))
+        best = _psnr(x, estimates.mean(setting, state))
         ends.append(encoder.bits // 8)
         if progress:
             progress(int(100 * min(best, target)), int(100 * target), f"{best:.2f} dB at {encoder.bits} bit")
@@ -197,7 +173,7 @@ def _encode_to_psnr(
     low, high = max(ends[-2] - 8, 0), ends[-1] + 8
     while high - low > max(1, high // 256):
         middle = (low + high) // 2
-        if _psnr(x, _mean(setting, written.settled(setting, middle))) >= target:
+        if _psnr(x, estimates.mean(setting, written.settled(setting, middle))) >= target:
             high = middle
         else:
             low = middle
@@ -225,9 +201,13 @@ def decode(
     """
     if estimate not in ("mean", "sample"):
         raise ValueError(f"estimate {estimate!r} is unknown: it is mean or sample")
-    session = _Session.of(data, size, prior, device, chunk, max_side, progress)
+    from dcodec import estimates
+    from dcodec.session import Session
+
+    session = Session.of(data, size, prior, device, chunk, max_side, progress)
     (_, state), = session.states([session.size])
-    x = _mean(session.setting, state, seed) if estimate == "mean" else _samples(session.setting, state, 1, seed)[0]
+    place = session.setting
+    x = estimates.mean(place, state, seed) if estimate == "mean" else estimates.samples(place, state, 1, seed)[0]
     session.fill(report)
     return to_image(x)
 
@@ -248,12 +228,15 @@ def decode_many(
     """Several pictures that all agree with the bits, their mean and how far off it may be; arguments as for `decode`."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
-    session = _Session.of(data, size, prior, device, chunk, max_side, progress)
+    from dcodec import estimates, spread
+    from dcodec.session import Session
+
+    session = Session.of(data, size, prior, device, chunk, max_side, progress)
     (_, state), = session.states([session.size])
-    drawn = _samples(session.setting, state, samples, seed)
-    mean = _mean(session.setting, state, seed)
+    drawn = estimates.samples(session.setting, state, samples, seed)
+    mean = estimates.mean(session.setting, state, seed)
     session.fill(report)
-    return Decoded(mean, tuple(drawn), _std(session.setting, state, drawn))
+    return Decoded(mean, tuple(drawn), spread.std(session.setting, state, drawn))
 
 
 def progressive(
@@ -269,16 +252,18 @@ def progressive(
     """What `steps` prefixes show, sizes rising geometrically to the whole stream; one walk for all of them."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    session = _Session.of(data, None, prior, device, chunk, max_side, progress)
+    from dcodec import estimates, spread
+    from dcodec.session import Session
+
+    session = Session.of(data, None, prior, device, chunk, max_side, progress)
     first = min(max(len(data) / 32, session.header.size + 4.0), len(data))
     ratio = (len(data) / first) ** (1 / max(steps - 1, 1))
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
     pixels = session.header.width * session.header.height
     for size, state in session.states(sizes):
-        drawn = behind_mean(session.setting, state)
-        mean = average(drawn)
-        sample = _samples(session.setting, state, 1, None)[0]
-        yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), _std(session.setting, state, drawn))
+        drawn = estimates.behind_mean(session.setting, state)
+        mean, sample = estimates.average(drawn), estimates.samples(session.setting, state, 1)[0]
+        yield Snapshot(size, 8 * size / pixels, to_image(mean), to_image(sample), spread.std(session.setting, state, drawn))
 
 
 def info(data: bytes) -> dict[str, Any]:
@@ -319,82 +304,6 @@ def priors() -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True)
-class _Session:
-    """A stream about to be decoded."""
-
-    data: bytes
-    size: int
-    header: Header
-    setting: "Setting"
-    counted: _Counted
-    begin: float
-    progress: Progress | None
-
-    @classmethod
-    def of(
-        cls, data: bytes, size: int | None, prior: "str | Prior | None", device: str, chunk: int, max_side: int,
-        progress: Progress | None,
-    ) -> "_Session":  # fmt: skip
-        begin = time.perf_counter()
-        size = len(data) if size is None else min(size, len(data))
-        header = Header.unpack(data[: max(size, 0)])
-        if max(header.width, header.height) > max_side:
-            raise BitstreamError(
-                f"the stream describes {header.width}x{header.height} pixels, the limit is {max_side} a side (--max-side)"
-            )
-        from dcodec import codec
-        from dcodec.exact.machine import fingerprint
-
-        native = bool(header.machine)
-        if native and header.machine != fingerprint(device, chunk):
-            raise BitstreamError(
-                "the stream was made with --arithmetic native, on another machine or with other software, threads or device: "
-                "only the one that wrote it reads it"
-            )
-        if prior is None or isinstance(prior, str):
-            entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
-            if entry is None:
-                raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior PATH)")
-            if entry.digest:  # known before gigabytes are read
-                _same_prior(header, entry)
-            loaded = catalog.load(entry, device, "native" if native else "exact")
-        else:
-            loaded = prior
-        _same_prior(header, loaded)
-        if header.prompt:
-            loaded = catalog.prompted(loaded, header.prompt, header.guidance)
-        counted = _Counted(loaded, header.height, header.width)
-        return cls(data, size, header, codec.Setting.of(header, counted, device, chunk), counted, begin, progress)
-
-    def states(self, sizes: list[int]) -> Iterator[tuple[int, "State"]]:
-        """The state that each prefix settles."""
-        from dcodec import stream
-
-        bits = 8 * (max(sizes) - self.header.size)
-
-        def tell(done: float) -> None:
-            if self.progress:
-                self.progress(min(int(done), bits), bits, "")
-
-        yield from stream.states(self.data, self.header, self.setting, sizes, tell)
-
-    def fill(self, report: Report | None) -> None:
-        if report is not None:
-            report.update(
-                bytes=self.size, bpp=8 * self.size / (self.header.width * self.header.height),
-                nfe=round(self.counted.evaluations), denoiser_seconds=self.counted.seconds,
-                seconds=time.perf_counter() - self.begin,
-            )  # fmt: skip
-
-
-def _same_prior(header: Header, prior: "catalog.Entry | Prior") -> None:
-    if prior.digest[:2] != header.prior:
-        raise BitstreamError(
-            f"the stream was made with prior {header.prior.hex()}, not with {prior.name} {prior.digest[:2].hex()}"
-        )
-
-
 def _picture(image: Any) -> Pixels:
     """Any accepted picture -> (C, h, w) float32 in [-1, 1]."""
     if not isinstance(image, np.ndarray):
@@ -406,54 +315,6 @@ def _picture(image: Any) -> Pixels:
     if not np.isfinite(image).all():
         raise PictureError("the picture holds NaN or infinity")
     return image
-
-
-def _samples(setting: "Setting", state: "State", count: int, seed: int | None) -> Pixels:
-    """(count, C, h, w) samples to look at, not clipped."""
-    from dcodec import codec
-
-    return _drawn(setting, state, count, seed, codec.SAMPLE)
-
-
-def _drawn(setting: "Setting", state: "State", count: int, seed: int | None, passes: "Passes") -> Pixels:
-    from dcodec import codec
-    from dcodec.domain import leave
-
-    return leave(setting, codec.estimate(setting, state, count, setting.seed if seed is None else seed, passes))
-
-
-def _mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    return average(behind_mean(setting, state, seed))
-
-
-def behind_mean(setting: "Setting", state: "State", seed: int | None = None) -> Pixels:
-    """(S, C, h, w) the samples whose average is the mean estimate, not clipped."""
-    from dcodec import codec
-
-    passes = codec.COLD_MEAN if state.samples is None else codec.MEAN
-    return _drawn(setting, state, setting.profile.averaged, seed, passes)
-
-
-def average(drawn: Pixels) -> Pixels:
-    """(S, C, h, w) -> (C, h, w), float32."""
-    mean: Pixels = drawn.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
-
-
-def _std(setting: "Setting", state: "State", drawn: Pixels) -> Pixels:
-    """(S, C, h, w) -> (h, w), root of the variance to expect, averaged over channels; of latent models, of the samples."""
-    import torch
-
-    from dcodec import spread
-    from dcodec.domain import enter, leave
-
-    if setting.prior.latent is not None:
-        deviations = drawn - drawn.mean(axis=0)
-    else:
-        deviations = leave(setting, spread.calibrated(setting, state, enter(setting, torch.from_numpy(drawn))))
-    energy = np.square(deviations, dtype=np.float64).sum(axis=0).mean(axis=0)
-    std: Pixels = np.sqrt(energy / max(len(drawn) - 1, 1)).astype(np.float32)
-    return std
 
 
 def _psnr(x: Pixels, y: Pixels) -> float:

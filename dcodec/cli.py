@@ -7,7 +7,6 @@ or standard output, everything else to standard error. A failure is one line the
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ import click
 
 import dcodec
 from dcodec.prior.command import priors
+from dcodec.shell import Positive, Shell
 from dcodec.train.command import train
 
 if TYPE_CHECKING:
@@ -27,51 +27,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BPP = 0.1
 STD_SAMPLES = 16  # enough to tell the flat from the open parts: a standard deviation within some 18 percent
-
-
-class _Failure(click.ClickException):
-    """One line on standard error, exit code 1."""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"dcodec: {self.message}", err=True)
-
-
-class _Shell(click.Group):
-    """Turns what a command raises into a `_Failure`, here and not in `main`, so that tests see the same."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click's own; a reader that has seen enough (`| head`) is no error to tell
-        except (Exception, KeyboardInterrupt) as error:
-            if os.environ.get("DCODEC_TRACEBACK") == "1":
-                raise
-            raise _Failure(_describe(error)) from error
-
-
-def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(error, MemoryError):
-        return f"not enough memory ({text})" if text else "not enough memory"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError)) and text:
-        return text
-    return f"unexpected {type(error).__name__}: {text} (DCODEC_TRACEBACK=1 shows where)"
-
-
-class _Positive(click.FloatRange):
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -84,7 +39,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 _PATH = click.Path(readable=False, allow_dash=True)
 _in = click.argument("source", metavar="IN", type=_PATH)
 _out = click.argument("out", metavar="OUT", type=_PATH)
-_bpp = click.option("--bpp", type=_Positive(), metavar="B", help="Bits per pixel of the whole file.")
+_bpp = click.option("--bpp", type=Positive(), metavar="B", help="Bits per pixel of the whole file.")
 _bytes = click.option("--bytes", "size", type=click.IntRange(1), metavar="N", help="Bytes of the whole file.")
 _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
@@ -101,7 +56,7 @@ _prior_file = click.option(
 )
 
 
-@click.group(cls=_Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
     help="Show the version.",
@@ -124,7 +79,7 @@ def cli() -> None:
 @_out
 @_bpp
 @_bytes
-@click.option("--psnr", type=_Positive(), metavar="DB", help="Stop when the mean reaches this quality.")
+@click.option("--psnr", type=Positive(), metavar="DB", help="Stop when the mean reaches this quality.")
 @click.option(
     "--preset", type=click.Choice(["fast", "whole", "psc"]), default="fast", show_default=True,
     help="fast: hundreds of rows a step; whole: for pictures of some 32x32; psc: the published method, far slower.",

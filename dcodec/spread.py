@@ -6,10 +6,29 @@ that the encoder sent, less what was measured then, and on all measured rows wha
 """
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dcodec.codec import Setting, State
+from dcodec.domain import enter, leave
 from dcodec.transform import analyze, synthesize
+
+Pixels = NDArray[np.float32]
+
+
+def std(setting: Setting, state: State, drawn: Pixels) -> Pixels:
+    """Samples (S, C, h, w) -> (h, w), root of the error's variance to expect, averaged over channels, in units of [-1, 1].
+
+    Latent models know pixels by their samples alone: there it is the samples' own.
+    """
+    if setting.prior.latent is not None:
+        deviations = drawn - drawn.mean(axis=0)
+    else:
+        deviations = leave(setting, calibrated(setting, state, enter(setting, torch.from_numpy(drawn))))
+    energy = np.square(deviations, dtype=np.float64).sum(axis=0).mean(axis=0)
+    std: Pixels = np.sqrt(energy / max(len(drawn) - 1, 1)).astype(np.float32)
+    return std
 
 
 def calibrated(setting: Setting, state: State, drawn: Tensor) -> Tensor:

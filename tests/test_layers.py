@@ -1,6 +1,7 @@
 """Do imports go one way? Read from the source, so that an import inside a function counts too.
 
-    cli > api > stream > codec > rows > posterior, entropy, profiles > priors > transform, quantize, container, exact
+    cli > api > session, estimates, spread > stream > codec > rows > posterior, entropy, profiles > priors
+    > transform, quantize, container, exact
 """
 
 import ast
@@ -19,19 +20,20 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["exact.operations"],
     ["container", "transform", "quantize", "cells"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
-    ["prior.catalog", "prior.gaussian", "prior.network", "prior.photo"],
+    ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo"],
     ["entropy", "profiles", "posterior", "pictures"],
     ["rows"],
     ["codec"],
     ["stream"],
-    ["spread"],
     ["domain"],
+    ["estimates", "spread", "session"],
     ["api"],
     ["pipeline"],
     ["train", "train.data", "train.model"],
     ["train.quantize"],
     ["train.fit"],
     ["train.command", "prior.command"],
+    ["shell"],
     ["", "cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,38 @@
+"""What does a picture cost? A prior that counts its evaluations, and the time they take."""
+
+import math
+import time
+from copy import copy
+from fractions import Fraction
+
+from torch import Tensor
+
+from dcodec.prior import Prior
+
+
+class Counted:
+    """A prior, counted in evaluations at full size: one at half a picture's sides is a quarter.
+
+    evaluations: so far; seconds: on the clock, that they took.
+    """
+
+    def __init__(self, prior: Prior, height: int, width: int) -> None:
+        """height, width: of the picture."""
+        self._prior, self.evaluations, self.seconds = prior, Fraction(0), 0.0
+        self._area = math.prod(prior.latent.shape(height, width)[1:]) if prior.latent else height * width
+        self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
+        self.size, self.latent, self.doubt = prior.size, prior.latent, prior.doubt
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """E[x0 | x], see Prior."""
+        begin = time.perf_counter()
+        out = self._prior(x, sigma)
+        self.evaluations += Fraction(len(x) * x.shape[-2] * x.shape[-1], self._area)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+    def to(self, device: str) -> "Counted":
+        """The same prior on a device, what was counted so far included."""
+        moved = copy(self)
+        moved._prior = self._prior.to(device)
+        return moved
