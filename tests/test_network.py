@@ -23,6 +23,7 @@ from dcodec.prior import SIGMAS
 from dcodec.prior.network import Body, ending
 from dcodec.train import model
 from dcodec.train import quantize as training
+from dcodec.train.balance import balance
 
 ROOT = Path(__file__).parent.parent
 PHOTO = ROOT / "dcodec" / "prior" / "photo.safetensors"
@@ -452,17 +453,44 @@ def test_bad_calls_and_bad_tensors_are_refused() -> None:
             Body.load(tensors | {key: value})
 
 
-@pytest.mark.parametrize("widths", [WIDTHS, FINER])
-@pytest.mark.parametrize("arch", model.ARCHITECTURES)
-def test_a_quantized_float_network_computes_nearly_the_same(arch: str, widths: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
+def float_network(arch: str, widths: tuple[int, ...], generator: torch.Generator) -> model.State:
+    """Random weights, those that begin at zero too."""
     state = model.fresh(3, widths, arch)
     for name, weight in state.items():
         if name.endswith((".bias", ".t")):
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
-        elif not weight.any():  # what begins at zero
+        elif not weight.any():
             size = 0.3 if name.endswith(".g") else (0.5 / math.prod(weight.shape[1:])) ** 0.5
             weight += size * torch.randn(weight.shape, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, FINER])
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_balancing_evens_the_reach_of_channels_and_changes_nothing_else(arch: str, widths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = float_network(arch, widths, generator)
+    levels = torch.arange(0, len(SIGMAS), 8)
+    inp = torch.randn((len(levels), 6, 32, 32), generator=generator)
+    unevenness: list[list[float]] = []
+
+    def watch(stage: int, x: torch.Tensor) -> None:
+        unevenness[-1].append(float(x.relu().transpose(0, 1).flatten(1).amax(1).clamp_min(1e-3).log().std()))
+
+    outputs = []
+    for weights in (state, balance(state, inp, levels)):
+        unevenness.append([])
+        outputs.append(model.body(weights, inp, levels, watch))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4 * float(outputs[0].abs().max()))
+    before, after = map(sum, unevenness)
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, FINER])
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_a_quantized_float_network_computes_nearly_the_same(arch: str, widths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = float_network(arch, widths, generator)
     levels = torch.arange(2 * len(SIGMAS)) % len(SIGMAS)
     inp = torch.randn((len(levels), 6, 32, 32), generator=generator)
     body = Body.load(training.quantize(state, inp, levels))

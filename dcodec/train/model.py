@@ -13,7 +13,7 @@ then the first two both read the picture and write to it, so that `finer` can pu
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +110,8 @@ def embed_levels(state: State) -> Tensor:
     return e.float()
 
 
-def body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
-    """The network: inp (B, 2 C, h, w), levels (B,) -> (B, C, h, w)."""
+def body(state: State, inp: Tensor, levels: Tensor, watch: Callable[[int, Tensor], None] = lambda stage, x: None) -> Tensor:
+    """The network: inp (B, 2 C, h, w), levels (B,) -> (B, C, h, w). watch: sees what blocks read of a stage's stream."""
     e = embed_levels(state)[levels]  # (B, E)
     coarsest = halvings(state)
     finest = MULTIPLE >> coarsest
@@ -121,6 +121,7 @@ def body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
             seen = affine(state, ending("inp", i), F.pixel_unshuffle(inp, finest << i), padding=1)
             x = x + seen if i else seen
         for name in blocks(state, f"down.{i}"):
+            watch(i, x)
             x = _block(state, name, x, e)
         if i < coarsest:
             skips.append(x)
@@ -130,6 +131,7 @@ def body(state: State, inp: Tensor, levels: Tensor) -> Tensor:
         if i < coarsest:
             x = F.conv_transpose2d(x, state[f"us.{i}.weight"], state[f"us.{i}.bias"], 2) + skips.pop()
         for name in blocks(state, f"up.{i}"):
+            watch(i, x)
             x = _block(state, name, x, e)
         if reads(state, i):
             y = y + F.pixel_shuffle(affine(state, ending("out", i), x.relu(), padding=1), finest << i)

@@ -24,6 +24,7 @@ from dcodec.prior.gaussian import wiener
 from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, Body, ending
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train import model
+from dcodec.train.balance import balance
 from dcodec.train.data import Pictures, middles
 from dcodec.train.model import State, affine, conv
 from dcodec.transform import extend
@@ -55,6 +56,7 @@ def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
     0, ..., LEVELS - 1 should occur. Raises ValueError (from Conv, when loaded) for a network that does not fit.
     """
     out: dict[str, Tensor] = {}
+    state = balance(state, inp, levels)
     e = model.embed_levels(state)
     coarsest = model.halvings(state)
     finest = MULTIPLE >> coarsest
