@@ -5,7 +5,7 @@ The method itself is in `codec`; here budgets, estimates and picture types meet 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dcodec.container import MACHINE_SIZE, MAX_SIDE, PRESETS, Header, second_part
 from dcodec.pictures import PictureError, from_array, from_image, to_image
 from dcodec.prior import catalog
+from dcodec.session import Progress, Session
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from dcodec.stream import Written
 
 Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
-Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 Report = dict[str, Any]
 
 
@@ -202,7 +202,6 @@ def decode(
     if estimate not in ("mean", "sample"):
         raise ValueError(f"estimate {estimate!r} is unknown: it is mean or sample")
     from dcodec import estimates
-    from dcodec.session import Session
 
     session = Session.of(data, size, prior, device, chunk, max_side, progress)
     (_, state), = session.states([session.size])
@@ -229,7 +228,6 @@ def decode_many(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
     from dcodec import estimates, spread
-    from dcodec.session import Session
 
     session = Session.of(data, size, prior, device, chunk, max_side, progress)
     (_, state), = session.states([session.size])
@@ -253,7 +251,6 @@ def progressive(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     from dcodec import estimates, spread
-    from dcodec.session import Session
 
     session = Session.of(data, None, prior, device, chunk, max_side, progress)
     first = min(max(len(data) / 32, session.header.size + 4.0), len(data))

@@ -1,13 +1,10 @@
 """What does a state of the walk show? Realistic samples, and the mean estimate with the samples behind it."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcodec import codec
 from dcodec.codec import Passes, Setting, State
-from dcodec.domain import leave
-
-Pixels = NDArray[np.float32]  # about [-1, 1], not clipped
+from dcodec.domain import Pixels, leave
 
 
 def samples(setting: Setting, state: State, count: int, seed: int | None = None) -> Pixels:

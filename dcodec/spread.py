@@ -7,14 +7,11 @@ that the encoder sent, less what was measured then, and on all measured rows wha
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcodec.codec import Setting, State
-from dcodec.domain import enter, leave
+from dcodec.domain import Pixels, enter, leave
 from dcodec.transform import analyze, synthesize
-
-Pixels = NDArray[np.float32]
 
 
 def std(setting: Setting, state: State, drawn: Pixels) -> Pixels:

@@ -38,13 +38,14 @@ def balance(state: State, inp: Tensor, levels: Tensor) -> State:
 
 def _scale(state: State, stage: int, by: Tensor) -> None:
     """Multiply the channels of a stage's stream by positive numbers (C,), in place, and undo it where they are read."""
+    outputs, inputs = by.view(-1, 1, 1, 1), by.view(1, -1, 1, 1)  # of convolutions; transposed ones have them the other way
 
-    def written(name: str, axis: int = 0) -> None:
-        state[f"{name}.weight"] *= by.view([-1 if i == axis else 1 for i in range(state[f"{name}.weight"].ndim)])
+    def written(name: str, axis: Tensor = outputs) -> None:
+        state[f"{name}.weight"] *= axis
         state[f"{name}.bias"] *= by
 
-    def read(name: str, axis: int = 1) -> None:
-        state[f"{name}.weight"] /= by.view([-1 if i == axis else 1 for i in range(state[f"{name}.weight"].ndim)])
+    def read(name: str, axis: Tensor = inputs) -> None:
+        state[f"{name}.weight"] /= axis
 
     if model.reads(state, stage):
         written(ending("inp", stage))
@@ -52,13 +53,13 @@ def _scale(state: State, stage: int, by: Tensor) -> None:
     for way in ("down", "up"):
         for name in model.blocks(state, f"{way}.{stage}"):
             read(f"{name}.a")
-            state[f"{name}.g"] *= by.view(1, -1, 1, 1)
+            state[f"{name}.g"] *= inputs
             if model.flows(state, name):
                 read(f"{name}.v")
                 written(f"{name}.v")
     if stage:
         written(f"ds.{stage - 1}")
-        read(f"us.{stage - 1}", axis=0)  # a transposed convolution: weights (in, out, 2, 2)
+        read(f"us.{stage - 1}", outputs)
     if stage < model.halvings(state):
         read(f"ds.{stage}")
-        written(f"us.{stage}", axis=1)
+        written(f"us.{stage}", inputs)
