@@ -77,8 +77,10 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     drawn = bicubic.expand(SAMPLES, -1, -1, -1)
     how = codec.COLD_MEAN
     passes = [schedule(HIDING, 2.0**-6, how.first)] + [schedule(ROUND, 2.0**-4, how.each)] * how.rounds
+    turn = 0
     for i, levels in enumerate(passes):
-        drawn = sample(prior, [measured], layout, 0, levels, drawn, antithetic(0, i), chunk=1, device="cpu")
+        drawn = sample(prior, [measured], layout, 0, levels, drawn, antithetic(0, i), turn=turn, chunk=1, device="cpu")
+        turn += len(levels)
     return psnr(picture, shown(drawn.mean(0, keepdim=True))), psnr(picture, shown(bicubic))
 
 

@@ -172,8 +172,8 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
         levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
     x = _raised(setting, state, scale, p.samples * (p.coarse if scale else 1))
     for i in range(p.rounds):
-        noise = centred(setting.seed, p.rounds * state.refresh + i, len(x))
-        drawn = _solve(setting, state, scale, levels, x, noise)
+        turn = p.rounds * state.refresh + i
+        drawn = _solve(setting, state, scale, levels, x, centred(setting.seed, turn, len(x)), turn)
         yield drawn
         x = x if state.samples is None else drawn
 
@@ -195,14 +195,14 @@ def _raised(setting: Setting, state: State, scale: int, count: int) -> Tensor:
 
 
 def _solve(
-    setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, draw: Draw
+    setting: Setting, state: State, scale: int, levels: Sequence[int], begin: Tensor, draw: Draw, turn: int
 ) -> Tensor:
     layout = setting.layout
     pixels = CHUNK if setting.device == "cpu" else CHUNK_GPU
     chunk = setting.chunk or max(1, min(len(begin), pixels // math.prod(layout.size(scale))))
     return sample(
         setting.prior, state.measured[: len(layout) - scale], layout, scale, levels, begin,
-        draw, chunk=chunk, device=setting.device,
+        draw, turn=turn, chunk=chunk, device=setting.device,
     )  # fmt: skip
 
 
@@ -255,6 +255,8 @@ def estimate(setting: Setting, state: State, count: int, seed: int, passes: Pass
     begin = min(max(passes.noise * state.step, 2.0**-4), 4.0)
     levels = [schedule(first, _quiet(state.step), passes.first)]
     levels += [schedule(begin, min(begin / 2, 2.0**-4), passes.each)] * passes.rounds
+    turn = 0
     for i, falling in enumerate(levels):
-        x = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i))
+        x = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i), turn)
+        turn += len(falling)
     return x

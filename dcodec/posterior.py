@@ -24,6 +24,7 @@ from dcodec.cells import within
 from dcodec.exact import noise
 from dcodec.exact.linear import to_fixed
 from dcodec.exact.pca import BITS as ROW_BITS
+from dcodec.positions import denoise
 from dcodec.prior import SIGMAS, Prior
 from dcodec.transform import Layout, analyze, synthesize
 
@@ -110,37 +111,41 @@ def sample(
     start: Tensor,
     draw: Draw,
     *,
+    turn: int,
     chunk: int,
     device: str,
 ) -> Tensor:
     """Samples of P(x|y) at `scale`: (S, C, h, w) float32 on the CPU.
 
     levels: falling indices into SIGMAS. start: (S, C, h, w), what to add noise to, e.g. the last refresh's samples.
-    draw: the noise. What becomes of a sample never depends on its neighbours, nor on `chunk`.
+    draw: the noise. turn: counts evaluations, see positions.py.
+    What becomes of a sample never depends on its neighbours, nor on `chunk`.
     """
     out = torch.empty_like(start)
     for first in range(0, len(start), chunk):
         part = slice(first, min(first + chunk, len(start)))
         z = np.stack([draw(i, start[0].numel()) for i in range(part.start, part.stop)])
         x = torch.from_numpy(z).reshape(-1, *start.shape[1:]) * SIGMAS[levels[0]] + start[part]
-        out[part] = _solve(prior, x.to(device), measured, layout, scale, levels).cpu()
+        out[part] = _solve(prior, x.to(device), measured, layout, scale, levels, first, turn).cpu()
     return out
 
 
 def _solve(
-    prior: Prior, x: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, levels: Sequence[int]
-) -> Tensor:
-    """x at SIGMAS[levels[0]] -> the solver's x0 at the last level."""
+    prior: Prior, x: Tensor, measured: Sequence[Measured], layout: Layout, scale: int, levels: Sequence[int],
+    first: int, turn: int,
+) -> Tensor:  # fmt: skip
+    """x of samples `first`, `first` + 1, .. at SIGMAS[levels[0]] -> the solver's x0 at the last level."""
     last: Tensor | None = None
     for i, level in enumerate(levels):  # 0, ..., N-1
-        x0 = consistent(prior(x, SIGMAS[level]), measured, layout, scale, SIGMAS[level], prior.doubt)
+        sigma = SIGMAS[level]
+        x0 = consistent(denoise(prior, x, sigma, first, turn + i), measured, layout, scale, sigma, prior.doubt)
         if i + 1 == len(levels):
             return x0
         h = level - levels[i + 1]  # log-sigma steps, in eighths of an octave
         d = x0
         if last is not None:  # second order: extrapolate x0 to the middle of the step
             d = x0 + (x0 - last) * _float32(h / (2 * (levels[i - 1] - level)))
-        shrink = _float32(SIGMAS[levels[i + 1]] / SIGMAS[level])
+        shrink = _float32(SIGMAS[levels[i + 1]] / sigma)
         x = x * shrink + d * _float32(1.0 - shrink)
         last = x0
     return x

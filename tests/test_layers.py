@@ -20,7 +20,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["exact.operations"],
     ["container", "transform", "quantize", "cells"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
-    ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo"],
+    ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo", "positions"],
     ["entropy", "profiles", "posterior", "pictures"],
     ["rows"],
     ["codec"],

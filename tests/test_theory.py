@@ -5,6 +5,7 @@ References here are dense algebra in numpy and share no code with the package.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import truncnorm
 from sklearn.decomposition import PCA
 
-from dcodec import codec, stream
+from dcodec import codec, positions, stream
 from dcodec.cells import RATIOS, within
 from dcodec.codec import Setting
 from dcodec.container import HEADER_SIZE, Header
@@ -126,7 +127,7 @@ def check_sampler(prior: GaussianPrior, measured: Measured, layout: Layout, eval
     count = 400
     nothing = torch.zeros(count, layout.channels, layout.height, layout.width)
     drawn = sample(
-        prior, [measured], layout, 0, levels, nothing, antithetic(3, 0), chunk=count, device="cpu"
+        prior, [measured], layout, 0, levels, nothing, antithetic(3, 0), turn=0, chunk=count, device="cpu"
     ).reshape(count, -1).double().numpy()  # fmt: skip
     error = np.linalg.norm(drawn.mean(0) - mean)
     assert error < 0.1 * np.linalg.norm(mean)
@@ -185,7 +186,7 @@ def test_sampler_keeps_to_cells(channels: int, width: float, prior: GaussianPrio
     )
     drawn = sample(
         prior, [measured], layout, 0, schedule(32.0, 2.0**-5, 14), torch.zeros(count, channels, 12, 10),
-        antithetic(3, 0), chunk=count, device="cpu",
+        antithetic(3, 0), turn=0, chunk=count, device="cpu",
     ).reshape(count, -1).double().numpy()  # fmt: skip
     middles = y / spread
     cut = truncnorm(middles - width / 2, middles + width / 2)
@@ -228,12 +229,79 @@ def test_sample_does_not_depend_on_its_neighbours(prior: GaussianPrior) -> None:
     layout = Layout(1, 9, 7, 0, 0)
     few, many = (
         sample(
-            prior, [], layout, 0, schedule(4.0, 0.1, 5), torch.zeros(n, 1, 9, 7), antithetic(0, 1), chunk=c, device="cpu"
-        )
+            prior, [], layout, 0, schedule(4.0, 0.1, 5), torch.zeros(n, 1, 9, 7), antithetic(0, 1),
+            turn=0, chunk=c, device="cpu",
+        )  # fmt: skip
         for n, c in ((3, 2), (9, 4))
     )
     assert torch.equal(few, many[:3])
     assert len(torch.unique(many.flatten(1), dim=0)) == 9
+
+
+# Positions
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """A denoiser that errs otherwise in each position, on more pixels across than down, and keeps the shapes it saw."""
+
+    turned: bool
+    doubt: float = 1.0
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        self.seen.append(tuple(x.shape))
+        ramp = torch.arange(x.shape[-1]) + 100.0 * torch.arange(x.shape[-2])[:, None]
+        return x * 0.5 + ramp * sigma
+
+
+def test_positions_are_the_eight_and_put_back() -> None:
+    x = torch.randn(3, 4, 6)
+    turned = [positions.put(x, position) for position in positions.ORDER]
+    assert sorted(positions.ORDER) == list(range(8))
+    assert [t.shape == x.shape for t in turned] == [True, False] * 4
+    for i, (position, t) in enumerate(zip(positions.ORDER, turned, strict=True)):
+        assert torch.equal(positions.put_back(t, position), x)
+        for other in turned[:i]:
+            assert t.shape != other.shape or not torch.equal(t, other)
+
+
+def test_each_sample_in_a_position_of_its_own() -> None:
+    prior, x = Leaning(True), torch.randn(11, 3, 4, 6).round()
+    at_once = positions.denoise(prior, x, 0.5, 0, 3)
+    assert sorted(prior.seen) == [(5, 3, 4, 6), (6, 3, 6, 4)]  # one evaluation of each shape
+    for i in range(11):
+        assert torch.equal(positions.denoise(prior, x[i : i + 1], 0.5, i, 3)[0], at_once[i])
+        position = positions.ORDER[(i + 3) % 8]
+        assert torch.equal(positions.put(at_once[i], position), prior(positions.put(x[i], position)[None], 0.5)[0])
+    errors = at_once - x * 0.5
+    assert len(torch.unique(errors[:8].flatten(1), dim=0)) == 8
+    assert torch.equal(errors[:3], errors[8:])
+
+
+def test_each_turn_is_another_position() -> None:
+    x = torch.randn(1, 1, 5, 5)
+    estimates = torch.cat([positions.denoise(Leaning(True), x, 0.5, 2, turn) for turn in range(9)])
+    assert len(torch.unique(estimates.flatten(1), dim=0)) == 8
+    assert torch.equal(estimates[0], estimates[8])
+
+
+def test_priors_that_know_no_turned_pictures_see_none() -> None:
+    prior, x = Leaning(False), torch.randn(5, 1, 4, 6)
+    assert torch.equal(positions.denoise(prior, x, 0.5, 0, 1), prior(x, 0.5))
+    assert prior.seen == [(5, 1, 4, 6)] * 2
+
+
+def test_samples_and_chunks_keep_their_positions() -> None:
+    """Of a solver's evaluations, whatever the chunk."""
+    layout, start = Layout(1, 6, 8, 0, 0), torch.zeros(7, 1, 6, 8)
+    levels = schedule(4.0, 0.1, 3)
+    drawn = [
+        sample(Leaning(True), [], layout, 0, levels, start, antithetic(0, 1), turn=5, chunk=c, device="cpu")
+        for c in (1, 3, 7)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
 
 
 # Principal directions

@@ -73,6 +73,7 @@ def test_a_trained_prior_encodes_here_and_decodes_in_another_process(arch: str, 
     assert set(sizes) == {"prior.safetensors", "curve.csv", *(f"{name}.safetensors" for name in fit._PARTS)}
     picture, stream = photos / "00.png", tmp_path / "a.dcx"
     assert catalog.find(str(out)).name == "mine"
+    assert catalog.load(catalog.find(str(out))).turned
     result = CliRunner().invoke(cli, ["encode", str(picture), str(stream), "--bpp", "0.5", "--prior", str(out)])
     assert result.exit_code == 0, result.output
     shown = []
@@ -103,6 +104,9 @@ def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
     entry = catalog.find(str(out))
     prior = catalog.load(entry)
     assert prior.channels == (1,)
+    assert not prior.turned
+    run(tmp_path / "gray", "--out", out, "--minutes", 0)
+    assert not catalog.load(catalog.find(str(out))).turned  # the checkpoint tells
     assert prior(torch.zeros(2, 1, 28, 28), 1.0).shape == (2, 1, 28, 28)
     assert 0 < catalog.gflop(entry) < 1
     picture, stream, shown = tmp_path / "gray" / "0.png", tmp_path / "a.dcx", tmp_path / "a.png"
@@ -164,7 +168,7 @@ def test_the_spectrum_of_a_gaussian_source_is_found() -> None:
 def test_multiplications_are_counted(arch: str, photos: Path, tmp_path: Path) -> None:
     """Against torch's own count of the float network; the integer one reads its input thrice."""
     network = model.fresh(3, arch=arch)
-    list(quantize.export(network, catalog.PHOTO_SPECTRUM, data.read([photos]), tmp_path / "a.safetensors", {}))
+    list(quantize.export(network, catalog.PHOTO_SPECTRUM, data.read([photos]), tmp_path / "a.safetensors", {}, True))
     with FlopCounterMode(display=False) as counter:
         model.body(network, torch.zeros(1, 6, 256, 256), torch.zeros(1, dtype=torch.long))
     twice = 2 * 2 * network["inp.weight"].numel() * 64 * 64

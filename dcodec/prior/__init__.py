@@ -51,6 +51,10 @@ class Prior(Protocol):
         """
 
     @property
+    def turned(self) -> bool:
+        """Whether it knows pictures mirrored, flipped and transposed."""
+
+    @property
     def latent(self) -> "Latent | None":
         """The autoencoder on whose latents the walk runs, if it does not run on pictures."""
 

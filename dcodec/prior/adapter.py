@@ -65,6 +65,11 @@ class DiffusersPrior:
         """A network's."""
         return DOUBT
 
+    @property
+    def turned(self) -> bool:
+        """Nothing tells."""
+        return False
+
     @classmethod
     def load(cls, path: Path, name: str, device: str = "cpu", arithmetic: str = "exact") -> "DiffusersPrior":
         """Read a folder that diffusers wrote. Raises ValueError, one line, when its model cannot be used."""

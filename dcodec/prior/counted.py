@@ -21,7 +21,7 @@ class Counted:
         self._prior, self.evaluations, self.seconds = prior, Fraction(0), 0.0
         self._area = math.prod(prior.latent.shape(height, width)[1:]) if prior.latent else height * width
         self.name, self.digest, self.channels = prior.name, prior.digest, prior.channels
-        self.size, self.latent, self.doubt = prior.size, prior.latent, prior.doubt
+        self.size, self.latent, self.doubt, self.turned = prior.size, prior.latent, prior.doubt, prior.turned
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """E[x0 | x], see Prior."""

@@ -141,6 +141,11 @@ class GaussianPrior:
         return 1.0
 
     @property
+    def turned(self) -> bool:
+        """It would make no difference: as they are."""
+        return False
+
+    @property
     def latent(self) -> None:
         """Pictures themselves."""
 

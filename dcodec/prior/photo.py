@@ -32,6 +32,7 @@ class PhotoPrior:
     digest: bytes
     parameters: Spectrum
     body: Body
+    turned: bool
 
     @classmethod
     def load(cls, entry: Entry, device: str) -> "PhotoPrior":
@@ -42,9 +43,10 @@ class PhotoPrior:
                 tensors = {key: f.get_tensor(key) for key in f.keys()}
             parameters = tuple((float(a), float(f0), float(p)) for a, f0, p in json.loads(metadata["spectrum"]))
             body = Body.load(tensors, device)
+            turned = bool(json.loads(metadata.get("turned", "false")))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{entry.path} is not a prior that this version reads: {error}") from error
-        return cls(entry.name, entry.digest, parameters, body)
+        return cls(entry.name, entry.digest, parameters, body, turned)
 
     @property
     def size(self) -> None:
@@ -66,7 +68,7 @@ class PhotoPrior:
 
     def to(self, device: str) -> "PhotoPrior":
         """The same prior on a device."""
-        return PhotoPrior(self.name, self.digest, self.parameters, self.body.to(device))
+        return PhotoPrior(self.name, self.digest, self.parameters, self.body.to(device), self.turned)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float) -> Tensor:

@@ -120,7 +120,7 @@ def train(
     target = out / WEIGHTS
     told = {"steps": run.steps, "crops": round(run.crops), "data": pictures.names, "pictures": pictures.count,
             "pictures_sha256": pictures.digest}  # fmt: skip
-    rows = list(quantize.export(run.average, run.spectrum, pictures, target, told))
+    rows = list(quantize.export(run.average, run.spectrum, pictures, target, told, run.mirror))
     _tell(quiet, "sigma    Wiener  float   exact   (dB, pictures held out)")
     for row in rows:
         _tell(quiet, "{:7.4f}  {:6.3f}  {:6.3f}  {:6.3f}".format(*row))

@@ -49,7 +49,7 @@ _PARTS = ("average", "net", "first", "second")  # files of a checkpoint: float16
 class Run:
     """Where training stands. net, average: weights; first, second: Adam's moments; crops: in units of 64 x 64 pixels.
 
-    spectrum: of the Wiener filter that the network stands behind.
+    spectrum: of the Wiener filter that the network stands behind. mirror: whether it was last shown mirrored and turned crops.
     """
 
     net: State
@@ -59,6 +59,7 @@ class Run:
     second: State = field(default_factory=dict)
     steps: int = 0
     crops: float = 0.0
+    mirror: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def fit(
             moments = {"exp_avg": _ready(run.first[k], device), "exp_avg_sq": _ready(run.second[k], device)}
             optimizer.state[v] = {"step": step, **moments}
     torch.manual_seed(run.steps)
+    run.mirror = mirror
     source = batches(pictures, run.steps, times, mirror)
     sigmas, _ = _levels(run.spectrum, device)
     shown, first = math.nan, run.steps
@@ -209,11 +211,11 @@ def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer
 
 def save(run: Run, folder: Path) -> None:
     """Write the checkpoint's files, each whole or not at all."""
-    told = {"run": json.dumps({"steps": run.steps, "crops": run.crops, "spectrum": run.spectrum})}
+    told = {key: getattr(run, key) for key in ("steps", "crops", "spectrum", "mirror")}
     for name in _PARTS:
         kind = torch.float16 if name in ("average", "net") else torch.bfloat16
         tensors = {k: v.to(kind).contiguous() for k, v in getattr(run, name).items()}
-        write_atomically(str(folder / f"{name}.safetensors"), serialize(tensors, told))
+        write_atomically(str(folder / f"{name}.safetensors"), serialize(tensors, {"run": json.dumps(told)}))
 
 
 def resume(folder: Path) -> Run | None:
@@ -245,7 +247,7 @@ def finer(run: Run, widths: Sequence[int]) -> Run:
     if list(widths[1:]) != own:
         raise ValueError(f"--widths with --start are the network's own and one before them: N,{','.join(map(str, own))}")
     net, average = (model.finer(state, widths[0]) for state in (run.net, run.average))
-    return Run(net, average, run.spectrum, steps=run.steps, crops=run.crops)
+    return Run(net, average, run.spectrum, steps=run.steps, crops=run.crops, mirror=run.mirror)
 
 
 def fit_spectrum(x: Tensor) -> Spectrum:
@@ -272,4 +274,5 @@ def load(path: Path) -> Run:
         state = {key: file.get_tensor(key).float() for key in file.keys()}
     parameters = tuple((a, f0, p) for a, f0, p in told.get("spectrum", PHOTO_SPECTRUM))
     average = {k: v.clone() for k, v in state.items()}
-    return Run(state, average, parameters, steps=told.get("steps", 0), crops=told.get("crops", 0.0))
+    mirror = told.get("mirror", len(parameters) == 3)  # of checkpoints that do not tell, photographs were, digits were not
+    return Run(state, average, parameters, steps=told.get("steps", 0), crops=told.get("crops", 0.0), mirror=mirror)

@@ -332,11 +332,11 @@ def compare(state: State, body: Body, spectrum: Spectrum, crops: Tensor) -> Iter
 
 
 def export(
-    state: State, spectrum: Spectrum, pictures: Pictures, target: Path, training: Mapping[str, object]
+    state: State, spectrum: Spectrum, pictures: Pictures, target: Path, training: Mapping[str, object], turned: bool
 ) -> Iterator[tuple[float, ...]]:  # fmt: skip
     """Write a float network as the exact prior `target`, calibrated on its training pictures; yields `compare`'s rows.
 
-    training: what the file's metadata tells of how it was made.
+    training: what the file's metadata tells of how it was made. turned: whether the network knows turned pictures.
     """
     pool = middles(pictures.train, CROP)
     inp, levels = calibration(pool[torch.arange(CROPS_PER_LEVEL * LEVELS) * 7919 % len(pool)], spectrum)
@@ -347,6 +347,7 @@ def export(
         "spectrum": json.dumps(spectrum),
         "levels": json.dumps({"count": LEVELS, "sigma": "2 ** (level / 8 - 6)"}),
         "training": json.dumps(training),
+        "turned": json.dumps(turned),
     }
     body = Body.load(tensors)  # a network that cannot be exact is refused before it is written
     write_atomically(str(target), serialize(tensors, metadata))
