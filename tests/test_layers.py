@@ -30,7 +30,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["api"],
     ["pipeline"],
     ["train", "train.data", "train.model"],
-    ["train.balance"],
+    ["train.balance", "train.learner"],
     ["train.quantize"],
     ["train.fit"],
     ["train.command", "prior.command"],

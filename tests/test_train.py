@@ -19,6 +19,7 @@ from dcodec.pictures import to_image
 from dcodec.prior import SIGMAS, catalog
 from dcodec.prior.gaussian import GaussianPrior, wiener
 from dcodec.train import data, fit, model, quantize
+from dcodec.train.learner import Learner
 from dcodec.transform import Layout, analyze, from_tiles
 
 
@@ -127,7 +128,7 @@ def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", model.ARCHITECTURES)
 def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
-    run(photos, "--out", old, "--steps", 20, "--arch", arch)
+    run(photos, "--out", old, "--steps", 60, "--arch", arch)
     before = fit.load(old / "average.safetensors")
     after = fit.finer(before, (8, 16, 24, 32))
     assert model.widths(after.net) == [8, 16, 24, 32]
@@ -200,6 +201,32 @@ def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path
     assert not mended.first
     assert mended.steps == state.steps
     torch.testing.assert_close(mended.net, mended.average)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_learner_goes_on_as_if_it_had_not_stopped() -> None:
+    """Convolutions keep one moment, all else two; nothing else is remembered."""
+    start = model.fresh()
+
+    def learn(learner: Learner, steps: range) -> None:
+        for i in steps:
+            target = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(i))
+            error = model.body(learner.net(), target.repeat(1, 2, 1, 1), torch.tensor([3, 50])).sub(target).square().mean()
+            learner.step(error, 1e-3)
+
+    through = Learner(start, {}, {}, 0, "cpu")
+    learn(through, range(6))
+    before = Learner(start, {}, {}, 0, "cpu")
+    learn(before, range(3))
+    first, second = before.moments()
+    assert set(first) == set(start)
+    assert {k for k in start if start[k].ndim == 4 and k.endswith("weight")} == set(start) - set(second)
+    assert all(first[k].shape == start[k].shape for k in first)
+    after = Learner(before.net(), first, second, 3, "cpu")
+    learn(after, range(3, 6))
+    for k, v in through.net().items():
+        assert torch.equal(after.net()[k], v), k
+        assert not torch.equal(start[k], v), k
 
 
 @pytest.mark.usefixtures("small")

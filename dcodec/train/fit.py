@@ -3,7 +3,7 @@
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
 mean square of that target weighs all noise levels by the filter's own error. The filter's spectrum is fitted first.
 Bfloat16 inside the network, exponential moving average, cosine decay over the time given. A stretch of
-training starts where the last one ended: weights, average and Adam's moments are kept as four files of under 16 MiB, so
+training starts where the last one ended: weights, average and moments are kept as four files of under 16 MiB, so
 that any machine lent for minutes can go on.
 """
 
@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,13 +31,13 @@ from dcodec.prior.network import MULTIPLE
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train import model
 from dcodec.train.data import Pictures, batches, middles
+from dcodec.train.learner import Learner
 from dcodec.train.model import State
 from dcodec.train.quantize import CHECKED, psnr
 from dcodec.transform import extend
 
-EMA = 0.9997
+EMA = 0.999  # a longer memory holds weights of higher rates when the rate has come down (bench/NOTES.md)
 WARM_UP = 300  # steps
-BETAS = (0.9, 0.99)
 SAVE_SECONDS = 120.0
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
 FITTED, FITTED_SIDE = 2048, 64  # middles that the spectrum is fitted to, and their pixels a side
@@ -47,9 +46,10 @@ _PARTS = ("average", "net", "first", "second")  # files of a checkpoint: float16
 
 @dataclass
 class Run:
-    """Where training stands. net, average: weights; first, second: Adam's moments; crops: in units of 64 x 64 pixels.
+    """Where training stands. net, average: weights; first, second: moments (see learner.py).
 
-    spectrum: of the Wiener filter that the network stands behind. mirror: whether it was last shown mirrored and turned crops.
+    crops: in units of 64 x 64 pixels. spectrum: of the Wiener filter that the network stands behind.
+    mirror: whether it was last shown mirrored and turned crops.
     """
 
     net: State
@@ -134,18 +134,12 @@ def fit(
 ) -> Iterator[Report]:  # fmt: skip
     """Train for `minutes`, or for `steps` however long they take, changing `run`; reports when there is something to tell.
 
-    device: cpu or cuda; rate: Adam's; times: crops a batch, in multiples of the usual ones; mirror: crops at random.
+    device: cpu or cuda; rate: at its highest; times: crops a batch, in multiples of the usual ones; mirror: crops at random.
     """
     pictures = pictures.to(device)
     held = middles(pictures.held, VALIDATED_SIDE)[:VALIDATED].to(device)
-    net = {k: _ready(v, device).requires_grad_() for k, v in run.net.items()}
-    average = {k: _ready(v, device) for k, v in run.average.items()}
-    optimizer = torch.optim.Adam(net.values(), betas=BETAS, fused=True)
-    if run.first:
-        for k, v in net.items():
-            step = torch.tensor(float(run.steps))
-            moments = {"exp_avg": _ready(run.first[k], device), "exp_avg_sq": _ready(run.second[k], device)}
-            optimizer.state[v] = {"step": step, **moments}
+    learner = Learner(run.net, run.first, run.second, run.steps, device)
+    average = {k: v.to(device, copy=True) for k, v in run.average.items()}
     torch.manual_seed(run.steps)
     run.mirror = mirror
     source = batches(pictures, run.steps, times, mirror)
@@ -157,19 +151,13 @@ def fit(
         return (run.steps - first) / steps if steps else (time.monotonic() - start) / (60 * minutes)
 
     while (share := spent()) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * share)) * min(1.0, (run.steps - first + 1) / WARM_UP)
         x = next(source)
         sigma = torch.exp(torch.randn(len(x), device=device) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
-        with _denormals_flushed():
-            error = loss(net, run.spectrum, x, torch.bucketize(sigma, sigmas))
-            optimizer.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(list(net.values()), 1.0)
-            optimizer.step()
+        error = loss(learner.net(), run.spectrum, x, torch.bucketize(sigma, sigmas))
+        learner.step(error, rate * (0.5 + 0.5 * math.cos(math.pi * share)) * min(1.0, (run.steps - first + 1) / WARM_UP))
         run.steps, run.crops = run.steps + 1, run.crops + x.numel() / (x.shape[1] * 64 * 64)
         with torch.no_grad():
-            for k, v in net.items():
+            for k, v in learner.net().items():
                 average[k].lerp_(v, 1 - min(EMA, run.steps / (run.steps + 9)))
         now = time.monotonic()
         if now - told > 5:
@@ -177,36 +165,19 @@ def fit(
             shown = value if math.isnan(shown) else 0.9 * shown + 0.1 * value
             told = now
             if now - saved > SAVE_SECONDS:
-                _keep(run, net, average, optimizer)
+                _keep(run, learner, average)
                 yield Report(now - start, share, run.steps, run.crops, shown, validate(average, run.spectrum, held))
                 saved = time.monotonic()
             else:
                 yield Report(now - start, share, run.steps, run.crops, shown, None)
-    _keep(run, net, average, optimizer)
+    _keep(run, learner, average)
     yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, validate(average, run.spectrum, held))
 
 
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Numbers below 2^-126 are zero: moments of weights that no longer learn fade into them, and slow a step by a tenth."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def _ready(x: Tensor, device: str) -> Tensor:
-    """A copy on the device, as convolutions read it: channels last."""
-    x = x.detach().to(device, copy=True)
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-def _keep(run: Run, net: State, average: State, optimizer: torch.optim.Optimizer) -> None:
-    run.net = {k: v.detach().cpu() for k, v in net.items()}
-    run.average = {k: v.cpu() for k, v in average.items()}
-    run.first = {k: optimizer.state[v]["exp_avg"].cpu() for k, v in net.items() if v in optimizer.state}
-    run.second = {k: optimizer.state[v]["exp_avg_sq"].cpu() for k, v in net.items() if v in optimizer.state}
+def _keep(run: Run, learner: Learner, average: State) -> None:
+    with torch.no_grad():
+        parts = (learner.net(), average, *learner.moments())
+    run.net, run.average, run.first, run.second = ({k: v.cpu() for k, v in part.items()} for part in parts)
 
 
 def save(run: Run, folder: Path) -> None:
