@@ -128,7 +128,7 @@ def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", model.ARCHITECTURES)
 def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
-    run(photos, "--out", old, "--steps", 60, "--arch", arch)
+    run(photos, "--out", old, "--steps", 20, "--arch", arch)
     before = fit.load(old / "average.safetensors")
     after = fit.finer(before, (8, 16, 24, 32))
     assert model.widths(after.net) == [8, 16, 24, 32]

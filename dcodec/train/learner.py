@@ -1,7 +1,8 @@
 """How do weights learn? Convolutions by orthogonalized momentum, all else by Adam.
 
 Muon (Jordan et al. 2024) on the matrices (out, in * k * k), its steps as large as Adam's usual ones (Liu et al. 2025,
-arXiv 2502.16982, equation 4), so that one rate does for both. What it has learnt in 20 minutes takes Adam 30 (bench/NOTES.md).
+arXiv 2502.16982, equation 4), so that one rate does for both once the network is grown; a new one takes larger steps.
+Measured in bench/NOTES.md.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dcodec.train.model import State
 BETAS = (0.9, 0.99)  # of Adam
 MOMENTUM = 0.95  # of Muon
 LARGEST = 1.0  # norm of a gradient
+YOUNG, GROWN = 12.0, 24000  # times the rate for a new network's convolutions, falling to 1 by about GROWN steps
 
 
 class Learner:
@@ -22,6 +24,7 @@ class Learner:
 
     def __init__(self, net: State, first: State, second: State, steps: int, device: str) -> None:
         """net: weights. first, second: moments that go on, none of Muon's second; empty: they begin anew. steps: taken."""
+        self._steps = steps
         self._shapes = {k: v.shape for k, v in net.items()}
         matrices = {k for k, v in net.items() if v.ndim == 4 and k.endswith(".weight")}
         self._leaves = {k: (v.flatten(1) if k in matrices else v).detach().to(device, copy=True) for k, v in net.items()}
@@ -58,16 +61,18 @@ class Learner:
 
     def step(self, error: Tensor, rate: float) -> None:
         """One step down the loss `error` of `net()`."""
-        optimizers: tuple[torch.optim.Optimizer, ...] = (self._adam, self._muon)
-        for optimizer in optimizers:
+        youth = max(1.0, GROWN / (self._steps + GROWN / YOUNG))
+        optimizers: dict[torch.optim.Optimizer, float] = {self._adam: rate, self._muon: rate * youth}
+        for optimizer, lr in optimizers.items():
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = lr
         with _denormals_flushed():
             error.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(list(self._leaves.values()), LARGEST)
             for optimizer in optimizers:
                 optimizer.step()
+        self._steps += 1
 
 
 @contextmanager
