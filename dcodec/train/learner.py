@@ -45,9 +45,8 @@ class Learner:
                 self._adam.state[leaf] = {"step": torch.tensor(float(steps)), "exp_avg": moment, "exp_avg_sq": square}
 
     def net(self) -> State:
-        """The weights, as convolutions read them: channels last. Gradients go through."""
-        shaped = {k: leaf.view(self._shapes[k]) for k, leaf in self._leaves.items()}
-        return {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in shaped.items()}
+        """The weights in the network's shapes: views that gradients go through."""
+        return {k: leaf.view(self._shapes[k]) for k, leaf in self._leaves.items()}
 
     def moments(self) -> tuple[State, State]:
         """The first and second ones, as a new Learner takes them."""
