@@ -112,7 +112,7 @@ class Stage:
     read: Read | None
     down: tuple[Block, ...]
     narrow: Resample | None = None  # to the next coarser resolution
-    widen: Resample | None = None  # back: 2x2 pixels of this one as channels (c, dy, dx)
+    widen: Resample | None = None  # back: 2x2 pixels of this one as channels (dy, dx, c)
     up: tuple[Block, ...] = ()
     write: Write | None = None
 
@@ -156,6 +156,10 @@ class Body:
         def resample(name: str, stride: int) -> Resample:
             return Resample(_uncentred(conv(name, stride)), exponent(name))
 
+        def widen(name: str) -> Resample:
+            layer = resample(name, 1)
+            return replace(layer, conv=_pixels_first(layer.conv))
+
         def blocks(name: str) -> tuple[Block, ...]:
             return tuple(block(f"{name}.{i}") for i in range(_count(tensors, name)))
 
@@ -178,8 +182,8 @@ class Body:
             first, last = (read(ending("inp", i)), write(ending("out", i))) if both else (None, None)
             if i == halvings:
                 return Stage(first, blocks(f"down.{i}"), write=last)
-            narrow, widen = resample(f"narrow.{i}", 2), resample(f"widen.{i}", 1)
-            return Stage(first, blocks(f"down.{i}"), narrow, widen, blocks(f"up.{i}"), last)
+            narrow, wide = resample(f"narrow.{i}", 2), widen(f"widen.{i}")
+            return Stage(first, blocks(f"down.{i}"), narrow, wide, blocks(f"up.{i}"), last)
 
         halvings = _count(tensors, "narrow")
         if halvings not in (2, 3):
@@ -228,7 +232,7 @@ class Body:
         y = None
         for i, stage in reversed(tuple(enumerate(self.stages))):
             if stage.widen:
-                x = skips[i].add_(F.pixel_shuffle(stage.widen(x), 2))
+                x = _add_pixels(skips[i], stage.widen(x))
             for block in stage.up:
                 block.add_to(x, level)
             if stage.write:
@@ -258,6 +262,20 @@ def _fold(inp: Tensor, exponent: int, patch: int) -> tuple[Tensor, Tensor]:
     words = words.reshape(b, h // patch, w // pieces, c * patch * pieces)
     folded = words.view(torch.int16).permute(0, 3, 1, 2)  # (B, c patch^2, h/patch + 2, w/patch + 2)
     return (folded >> 8).add_(128).to(torch.uint8), (folded & 255).to(torch.uint8)
+
+
+def _add_pixels(x: Tensor, folded: Tensor) -> Tensor:
+    """x (B, C, 2h, 2w) plus the 2x2 pixels that `folded` (B, 4C, h, w) has as channels (dy, dx, c); in place, if it can."""
+    x, folded = (a.permute(0, 2, 3, 1).contiguous() for a in (x, folded))
+    b, h, w, c = folded.shape
+    x.view(b, h, 2, w, c // 2).add_(folded.view(b, h, w, 2, c // 2).transpose(2, 3))  # runs of 2C numbers
+    return x.permute(0, 3, 1, 2)
+
+
+def _pixels_first(conv: Conv) -> Conv:
+    """The layer with its channels (c, dy, dx) in the order (dy, dx, c)."""
+    order = torch.arange(len(conv.weight)).view(-1, 4).T.flatten()
+    return replace(conv, weight=conv.weight[order], bias=conv.bias[:, order], shift=conv.shift[order])
 
 
 def _uncentred(conv: Conv) -> Conv:
