@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcodec import container
+from dcodec import container, positions
 from dcodec.profiles import profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +53,11 @@ def test_spec_table_is_the_profile(column: int, preset: str) -> None:
     for name, text in said.items():
         value = names[text] if text in names else eval(text.replace("^", "**"))
         assert math.isclose(value, fields[name], rel_tol=1e-15), name
+
+
+def test_spec_order_is_that_of_the_positions() -> None:
+    (told,) = re.findall(r"ORDER = ((?:\d ){7}\d)", SPEC)
+    assert tuple(map(int, told.split())) == positions.ORDER
 
 
 def test_spec_header_is_the_struct() -> None:

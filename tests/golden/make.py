@@ -22,6 +22,7 @@ CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "fast-gray": ((1, 53, 50), {"size": 90, "seed": 3}),
     "psc-gray": ((1, 8, 8), {"size": 20, "preset": "psc"}),
     "psc-colour": ((3, 5, 4), {"size": 24, "preset": "psc", "rows": 5, "seed": 255}),
+    "photo-colour": ((3, 40, 56), {"size": 110, "prior": "photo"}),  # a network, in positions; to be made anew with its weights
 }
 
 
@@ -45,7 +46,7 @@ def encode(name: str) -> bytes:
     import dcodec
 
     shape, options = CASES[name]
-    return dcodec.encode(picture(*shape), prior="gaussian", **options)
+    return dcodec.encode(picture(*shape), **({"prior": "gaussian"} | options))
 
 
 def decode(data: bytes) -> dict[str, str]:
