@@ -273,7 +273,7 @@ def _add_pixels(x: Tensor, folded: Tensor) -> Tensor:
 
 
 def _pixels_first(conv: Conv) -> Conv:
-    """The layer with its channels (c, dy, dx) in the order (dy, dx, c)."""
+    """The layer whose file has its output channels as (c, dy, dx), with them as (dy, dx, c)."""
     order = torch.arange(len(conv.weight)).view(-1, 4).T.flatten()
     return replace(conv, weight=conv.weight[order], bias=conv.bias[:, order], shift=conv.shift[order])
 
