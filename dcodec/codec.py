@@ -24,6 +24,7 @@ from dcodec.prior import EIGHTHS, Prior
 from dcodec.profiles import Profile, profile
 from dcodec.quantize import Symbols
 from dcodec.rows import Directions, View, absorb, next_rows, view
+from dcodec.surprise import Account, after, factors
 from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
@@ -46,6 +47,11 @@ class Setting:
     first_step: float
     device: str = "cpu"
     chunk: int = 0
+
+    @property
+    def surprising(self) -> bool:
+        """Whether rows may turn out other than foreseen, tile by tile: not those of a right prior."""
+        return self.profile.gains and self.prior.doubt > 1.0
 
     @classmethod
     def of(cls, header: Header, prior: Prior, device: str = "cpu", chunk: int = 0) -> "Setting":
@@ -76,6 +82,7 @@ class State:
     gains: half octaves of energy, (r,) int64 a band, by which the picture last exceeded what the samples showed, a region.
     samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in presets without `warm`.
     energy: squared error of the samples' mean to expect off the measured rows, a band that they have (B,).
+    accounts: of what rows turned out to be, tile by tile, a band.
     """
 
     refresh: int
@@ -85,6 +92,7 @@ class State:
     scale: int
     samples: Tensor | None
     energy: NDArray[np.float64]
+    accounts: tuple[Account, ...]
 
 
 MAX_GAIN = 24  # half octaves of energy
@@ -128,7 +136,8 @@ def start(setting: Setting) -> State:
     layout = setting.layout
     nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
     gains = tuple(np.zeros(math.prod(layout.regions(i)), np.int64) for i in range(len(layout)))
-    return State(0, setting.first_step, nothing, gains, layout.coarsest, None, np.zeros(0))
+    accounts = tuple(Account.nothing(math.prod(layout.grid(i))) for i in range(len(layout)))
+    return State(0, setting.first_step, nothing, gains, layout.coarsest, None, np.zeros(0), accounts)
 
 
 def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
@@ -141,21 +150,26 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     for samples in draw_samples(setting, state, scale):  # pictures may be large: only the last round's are kept as such
         rounds.append(analyze(samples, layout, scale))
     bands = zip(*rounds, strict=True)
-    views = [view(band, m, layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
+    believed = factors(state.accounts, layout)
+    ahead = 0.0 if state.samples is None else p.ahead
+    views = [
+        view(band, m, layout.region(i), factor, ahead)
+        for i, (band, m, factor) in enumerate(zip(bands, state.measured, believed, strict=False))
+    ]
     gains = list(state.gains[: len(views)])
     if p.gains and state.refresh:
         flat, ends = np.concatenate(gains), np.cumsum([len(g) for g in gains])
         coded = code.gains(views, flat)
         flat[: len(coded)] = coded
         gains = np.split(flat, ends[:-1])
-    factors = [half_octaves(g) for g in gains]
+    scales = [half_octaves(g) for g in gains]
     for finer in range(len(gains), len(layout)):  # expect the same of them
         gains.append(layout.refine(torch.from_numpy(gains[-1]), finer).numpy())
     step = state.step
-    directions = next_rows(views, factors, layout, p, step)
+    directions = next_rows(views, scales, layout, p, step)
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
-        directions = next_rows(views, factors, layout, p, step)
+        directions = next_rows(views, scales, layout, p, step)
     return replace(state, samples=samples if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
 
 
@@ -164,6 +178,9 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
 
     From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
     in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
+    All rounds but the last go further than the denoiser says (over-relaxation: Adler 1981), to x + w (D(x + s z) - x): in a
+    direction in which D keeps a share l, w (1 - l) of the way to the mean instead of 1 - l, and to w l / (2 - w + w l) of
+    the posterior's variance instead of l / (1 + l).
     """
     p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
     if state.samples is None:
@@ -174,6 +191,8 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
     for i in range(p.rounds):
         turn = p.rounds * state.refresh + i
         drawn = _solve(setting, state, scale, levels, x, centred(setting.seed, turn, len(x)), turn)
+        if state.samples is not None and i + 1 < p.rounds:
+            drawn = _relaxed(x, drawn, p.relaxation)
         yield drawn
         x = x if state.samples is None else drawn
 
@@ -224,21 +243,26 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
     found = np.bincount(directions.band[:n][new], directions.variance[:n][new], len(directions.energy))
     return replace(
         state, refresh=state.refresh + 1, measured=tuple(measured), energy=np.maximum(directions.energy - found, 0.0),
+        accounts=after(state.accounts, directions, symbols) if setting.surprising else state.accounts,
         step=directions.step if setting.profile.limit else directions.step * setting.profile.ratio,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How an estimate's samples come: a pass of `first` evaluations, then `rounds` of `each`, with `noise` steps of noise."""
+    """How an estimate's samples come: a pass of `first` evaluations, then `rounds` of `each`, with `noise` steps of noise.
+
+    All rounds but the last go `relaxation` times as far as the denoiser says (see `draw_samples`).
+    """
 
     first: int = 8
     rounds: int = 0
     each: int = 3
     noise: float = 1.0
+    relaxation: float = 1.0
 
 
-MEAN = Passes(4, 9, 1, 0.35)  # little noise, one evaluation a round: smooth samples, and a good average of them
+MEAN = Passes(4, 9, 1, 0.35, 1.75)  # little noise, one evaluation a round: smooth samples, and a good average of them
 COLD_MEAN = Passes(4, 3)  # where samples begin as pure noise, there is more to mend
 SAMPLE = Passes(8, 3, 6, 2.0)  # more of both: samples that vary as much as the mean errs (bench/NOTES.md)
 
@@ -257,6 +281,11 @@ def estimate(setting: Setting, state: State, count: int, seed: int, passes: Pass
     levels += [schedule(begin, min(begin / 2, 2.0**-4), passes.each)] * passes.rounds
     turn = 0
     for i, falling in enumerate(levels):
-        x = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i), turn)
+        drawn = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i), turn)
+        x = _relaxed(x, drawn, passes.relaxation) if 0 < i < passes.rounds else drawn
         turn += len(falling)
     return x
+
+
+def _relaxed(x: Tensor, drawn: Tensor, relaxation: float) -> Tensor:
+    return drawn if relaxation == 1.0 else (drawn - x).mul_(relaxation).add_(x)

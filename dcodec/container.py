@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 MAGIC = b"\x8adx"
-VERSION = 8
+VERSION = 9
 MAX_SIDE = 4096
 PRESETS = ("fast", "psc", "whole")
 MAX_PROMPT = 2000  # bytes of UTF-8

@@ -14,8 +14,10 @@ class Profile:
 
     samples: draws of P(x|y) a round (S) at full size; coarse: times as many at coarser scales; rounds: of them a refresh.
     evaluations: of the denoiser for a sample from pure noise.
-    warm: a round starts from the last one's samples, `noise` steps of noise added, and takes one evaluation.
-    gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread.
+    warm: a round starts from the last one's samples, `noise` steps of noise added, and takes one evaluation; all but the last
+    of a refresh go `relaxation` times as far as the denoiser says. The samples' mean is expected to go on, by `ahead` times the
+    way that it went during a refresh's rounds.
+    gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread, symbols tell it of tiles.
     tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
     limit: rows a refresh at most, 0 for no limit.
     own: weight of a tile's own sample covariance, against its band's pool.
@@ -45,6 +47,8 @@ class Profile:
     coarse: int = 1
     rounds: int = 1
     noise: float = 0.7
+    relaxation: float = 1.5
+    ahead: float = 0.75
     last_step: float = 2.0**-8
     averaged: int = 8
 

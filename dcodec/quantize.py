@@ -13,18 +13,22 @@ bits than it saves error.
 import numpy as np
 from numpy.typing import NDArray
 
+from dcodec.exact.functions import exp
+
 Array = NDArray[np.float64]
 Symbols = NDArray[np.int32]
 
 ROUNDING = 0.3  # |z| / step + ROUNDING is cut to an integer; 0.5 would be plain rounding
 SYMBOL_MAX = 255
+_ZERO = 0.1  # squared steps that values in a zero cell have on average, or a little less
 
 # standard deviations in units of the step that an entropy model exists for: 2**-3 .. 2**7.5
 SPREADS = np.array([2.0**-3 * 2.0 ** (i // 6) * (1.0, 1.122462048309373, 1.2599210498948732, 1.4142135623730951,
                     1.5874010519681994, 1.7817974362806785)[i % 6] for i in range(64)])  # fmt: skip
 _MIDDLES = SPREADS[:-1] * SPREADS[1:]  # variances halfway between neighbours on the log axis
-SPLITS = 16  # models of the halves of a cell, by where in the cell the projection is expected
-_MAX_OFFSET = 0.28  # from the middle, in widths: there the less likely half has 8 %
+SPLITS = 32  # models of the halves of a cell, by where in the cell the projection is expected
+_MAX_OFFSET = 0.4  # from the middle, in widths
+_CERTAINTY = 15.0  # log-odds of the half that is expected, a width off the middle (bench/NOTES.md)
 
 
 def level_of(loc: Array, variance: Array, middle: Array, width: Array, step: float) -> NDArray[np.int64]:
@@ -40,8 +44,9 @@ def level_of(loc: Array, variance: Array, middle: Array, width: Array, step: flo
 
 
 def upper_chance(split: int) -> float:
-    """Probability of the upper half for split model 0, ..., SPLITS - 1: of a density 1 + 12 offset u, |u| < 1/2."""
-    return 0.5 + 1.5 * _MAX_OFFSET * ((2.0 * split + 1.0) / SPLITS - 1.0)
+    """Probability of the upper half for split model 0, ..., SPLITS - 1: logistic in the offset."""
+    offset = _MAX_OFFSET * ((2.0 * split + 1.0) / SPLITS - 1.0)
+    return float(1.0 / (1.0 + exp(np.array(-_CERTAINTY * offset))))
 
 
 def quantize(projection: Array, loc: Array, middle: Array, width: Array, step: float) -> Symbols:
@@ -57,3 +62,11 @@ def dequantize(symbols: Symbols, loc: Array, middle: Array, width: Array, step: 
     first = loc + np.sign(symbols) * (np.abs(symbols) + (0.5 - ROUNDING)) * step
     y = np.where(known, middle + width * (0.5 * symbols - 0.25), first)
     return y, np.where(known, 0.5 * width, np.where(symbols == 0, 2.0 - 2.0 * ROUNDING, 1.0) * step)
+
+
+def squared(symbols: Symbols, variance: Array) -> Array:
+    """About the squares of new rows' projections, in squared steps, as far as their symbols tell: (n,).
+
+    variance (n,): expected of them, in squared steps; less than a zero cell holds is no news there.
+    """
+    return np.where(symbols == 0, np.minimum(variance, _ZERO), symbols.astype(np.float64) ** 2)

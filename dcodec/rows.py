@@ -33,12 +33,13 @@ _OWN_PEAK = 0.6  # share of a tile's own energy that its first direction may hol
 class Candidates:
     """Directions of one band worth measuring now.
 
-    tiles (A,): where; rows (A, r, p): unit vectors in units of 2**-ROW_BITS; loc, variance (A, r): of their projections;
-    the first columns are the rows that some tile has already; middle, width (A, r): the cells that those are known to be
-    in, width 0 for others; wanted (A, r): measure it.
+    tiles (A,): where; factor (A,): on the samples' variances there; rows (A, r, p): unit vectors in units of 2**-ROW_BITS;
+    loc, variance (A, r): of their projections; the first columns are the rows that some tile has already; middle, width (A, r):
+    the cells that those are known to be in, width 0 for others; wanted (A, r): measure it.
     """
 
     tiles: NDArray[np.int64]
+    factor: Array
     rows: NDArray[np.float32]
     loc: Array
     variance: Array
@@ -98,7 +99,8 @@ class View:
     mean (T, p): in units of 2**-VALUE_BITS. deviations (T, p, n): of n samples from their mean, off
     the rows already measured, integers in units of `unit`; dof: n less one a round. energy (T,): mean square of a tile's
     deviation, in squared units.
-    spread (A, k): the samples' variance along the rows already measured, in squared units. region (T,): that a tile lies in.
+    spread (A, k): the samples' variance along the rows already measured, in squared units. region (T,): that a tile lies in;
+    factor (T,): on what deviations show, by what past rows turned out to be (surprise.py); leaves a region the energy it has.
     """
 
     mean: Array
@@ -109,6 +111,7 @@ class View:
     spread: Array
     measured: Measured
     region: NDArray[np.int64]
+    factor: Array
 
     def expected_energy(self) -> Array:
         """Squared deviation from the mean that the samples predict, off the rows already measured: (r,), a region."""
@@ -124,10 +127,11 @@ class View:
         return np.maximum(np.bincount(self.region, total), 0.0)
 
 
-def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor) -> View:
-    """Summarize the samples of a band, (S, T, p) a round, whose tiles lie in the given regions (T,).
+def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: Array, ahead: float) -> View:
+    """Summarize the samples of a band, (S, T, p) a round; region, factor (T,): of its tiles, see View.
 
-    The mean is the last round's; deviations are from the mean of their own round, as samples drift on the way.
+    The mean is the last round's and, as samples drift towards the picture, `ahead` times the way from the first round's on.
+    Deviations are from the mean of their own round.
     """
     (count, tiles, p), n = rounds[0].shape, len(rounds)
     chunks = _parts(tiles, n * count * p)
@@ -136,7 +140,7 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor) -> View:
         """(t, p) mean and (n, S, t, p) deviations, in units of 2**-VALUE_BITS."""
         fixed = np.stack([to_fixed(band[:, part], VALUE_BITS).numpy() for band in rounds])  # (n, S, t, p)
         means = fixed.sum(axis=1) / float(count)  # (n, t, p); the sum is exact
-        return means[-1], fixed - means[:, None]
+        return means[-1] + (means[-1] - means[0]) * ahead, fixed - means[:, None]
 
     mean, peak = np.empty((tiles, p)), 0.0
     for part in chunks:  # some tiles at a time: pictures may be large
@@ -157,8 +161,10 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor) -> View:
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
         deviations[part] = d
         energy[part] = (d * d).sum(axis=(1, 2)) / float(dof)  # the sum is exact
-    unit = float(np.ldexp(2.0**-VALUE_BITS, exponent))
-    return View(mean, deviations, dof, unit, energy, spread[measured.tiles], measured, region.numpy())
+    unit, regions = float(np.ldexp(2.0**-VALUE_BITS, exponent)), region.numpy()
+    all_of, given = np.bincount(regions, energy), np.bincount(regions, energy * factor)
+    factor = factor * np.divide(all_of, given, out=np.ones(len(given)), where=given > 0.0)[regions]
+    return View(mean, deviations, dof, unit, energy, spread[measured.tiles], measured, regions, factor)
 
 
 def next_rows(
@@ -191,7 +197,7 @@ def _candidates(
     view: View, gain: Array, layout: Layout, index: int, profile: Profile, step: float
 ) -> Candidates:
     floor, measured = profile.threshold * step * step, view.measured
-    scale = gain[view.region] * (view.unit * view.unit)  # (T,)
+    scale = gain[view.region] * view.factor * (view.unit * view.unit)  # (T,)
     new_tiles, new_rows, new_variance = _new_rows(view, layout, index, profile, floor / scale)
     tiles = np.union1d(measured.tiles, new_tiles)
     known = measured.rows.shape[1]
@@ -209,7 +215,7 @@ def _candidates(
     ripe = np.zeros(variance.shape, bool)
     ripe[old_at, :known] = view.spread >= profile.ripe * step * step / (view.unit * view.unit)
     wanted = np.where(width > 0.0, ripe & (width >= profile.split * step), variance > floor)
-    return Candidates(tiles, rows, loc, variance, middle, width, wanted)
+    return Candidates(tiles, view.factor[tiles], rows, loc, variance, middle, width, wanted)
 
 
 def _new_rows(

@@ -332,7 +332,7 @@ def test_a_textured_half_gets_gains_of_its_own(draw: Draw, prior: GaussianPrior)
 
 
 def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
-    """The mean is the last round's; every sample deviates from its own round's; the last round goes on to the next refresh."""
+    """The mean goes on where rounds went; samples deviate from their own round's; the last one goes on to the next refresh."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     before, p = own.steps[-1].before, setting.profile
     rounds = list(draw_samples(setting, before, own.steps[-1].after.scale))
@@ -342,8 +342,10 @@ def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
     index = len(setting.layout) - 1
     bands = torch.stack([analyze(samples, setting.layout)[index] for samples in rounds]).double().numpy()
     nothing = Measured.nothing(setting.layout.dim(index))
-    seen = view(torch.from_numpy(bands).float().unbind(), nothing, setting.layout.region(index))
-    np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, bands[-1].mean(0), atol=2.0**-VALUE_BITS)
+    region = setting.layout.region(index)
+    seen = view(torch.from_numpy(bands).float().unbind(), nothing, region, np.ones(len(region)), 0.5)
+    first, *_, last = bands.mean(1)
+    np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, last + 0.5 * (last - first), atol=2.0**-VALUE_BITS)
     spread = bands.var(1, ddof=1).mean(0)  # (T, p), pooled over rounds
     np.testing.assert_allclose(seen.energy * seen.unit**2, spread.sum(1), rtol=0.02)
 
@@ -369,7 +371,8 @@ def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: Gauss
     state, p = own.steps[-1].after, setting.profile
     assert state.samples is not None
     bands = analyze(state.samples, setting.layout, state.scale)
-    views = [view([band], m, setting.layout.region(i)) for i, (band, m) in enumerate(zip(bands, state.measured, strict=False))]
+    regions = [setting.layout.region(i) for i in range(len(bands))]
+    views = [view([band], m, r, np.ones(len(r)), 0.0) for band, m, r in zip(bands, state.measured, regions, strict=False)]
     directions = next_rows(views, [np.ones(1)] * len(views), setting.layout, p, state.step)
     waiting = 0
     for band, m, seen, found in zip(bands, state.measured, views, directions.bands, strict=False):

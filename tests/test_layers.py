@@ -1,6 +1,6 @@
 """Do imports go one way? Read from the source, so that an import inside a function counts too.
 
-    cli > api > session, estimates, spread > stream > codec > rows > posterior, entropy, profiles > priors
+    cli > api > session, estimates, spread > stream > codec > surprise > rows > posterior, entropy, profiles > priors
     > transform, quantize, container, exact
 """
 
@@ -23,6 +23,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo", "positions"],
     ["entropy", "profiles", "posterior", "pictures"],
     ["rows"],
+    ["surprise"],
     ["codec"],
     ["stream"],
     ["domain"],
