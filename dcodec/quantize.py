@@ -69,4 +69,5 @@ def squared(symbols: Symbols, variance: Array) -> Array:
 
     variance (n,): expected of them, in squared steps; less than a zero cell holds is no news there.
     """
-    return np.where(symbols == 0, np.minimum(variance, _ZERO), symbols.astype(np.float64) ** 2)
+    size = symbols.astype(np.float64)
+    return np.where(symbols == 0, np.minimum(variance, _ZERO), size * size)

@@ -52,9 +52,14 @@ def factors(accounts: Sequence[Account], layout: Layout) -> list[Array]:
         above = accounts[index - 1] if index > 1 else None  # bands 0 and 1 have the same grid, but the low one is no detail
         found = _gathered(account.found, above.found if above else None, layout, index)
         foreseen = _gathered(account.foreseen, above.foreseen if above else None, layout, index)
-        usual = (COMMON + found.sum()) / (COMMON + foreseen.sum())
+        usual = (COMMON + _total(found)) / (COMMON + _total(foreseen))
         out.append(np.clip((DOUBT + found) / (DOUBT + usual * foreseen), 1.0 / LIMIT, LIMIT))
     return out
+
+
+def _total(values: Array) -> float:
+    """Their sum, one after the other: numpy's own takes an order that machines may choose."""
+    return float(np.cumsum(values)[-1])
 
 
 def _gathered(own: Array, above: Array | None, layout: Layout, index: int) -> Array:
