@@ -10,6 +10,7 @@ Its leading eigenvectors are new rows; rows already measured, but too coarsely f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -290,14 +291,20 @@ class _Known:
 
 def _smooth(energy: Array, grid: tuple[int, int]) -> Array:
     """Half a tile's own energy, half the mean over its 3 x 3 neighbours."""
-    e = np.pad(energy.reshape(grid), 1, mode="edge")
-    h, w = grid
     total = np.zeros(grid)
-    for dy in range(3):
-        for dx in range(3):
-            total = total + e[dy : dy + h, dx : dx + w]
+    for e in neighbours(energy, grid, "edge"):
+        total = total + e
     smooth: Array = 0.5 * energy + total.reshape(-1) / 18.0
     return smooth
+
+
+def neighbours(values: Array, grid: tuple[int, int], beyond: Literal["edge", "constant"]) -> list[Array]:
+    """Of tiles' values (T,) those at each place of their 3 x 3 neighbourhoods, row by row, their own fifth: nine of `grid`.
+
+    beyond: what stands outside the grid, the nearest tile's value or zero.
+    """
+    padded, (h, w) = np.pad(values.reshape(grid), 1, mode=beyond), grid
+    return [padded[dy : dy + h, dx : dx + w] for dy in range(3) for dx in range(3)]
 
 
 def absorb(measured: Measured, candidates: Candidates, chosen: NDArray[np.bool_], y: Array, width: Array) -> Measured:

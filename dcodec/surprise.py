@@ -3,7 +3,7 @@
 Samples tell well in which directions energy is left, and badly how much of it: from tile to tile they are off by octaves. What
 past refreshes found against what they foresaw mends the next one's variances:
 
-    factor_t = (DOUBT + sum_u w_tu found_u) / (DOUBT + usual * sum_u w_tu foreseen_u)
+    factor_t = (TRUST + sum_u w_tu found_u) / (TRUST + usual * sum_u w_tu foreseen_u)
 
 the posterior mean of a scale under an inverse Gamma prior around 1. w is 1 on the tile itself, BESIDE on the eight around it,
 ABOVE on the tile of the next coarser band over it; a refresh counts half as much as the one after it. usual: what a band's rows
@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcodec.quantize import Symbols, squared
-from dcodec.rows import Directions
+from dcodec.rows import Directions, neighbours
 from dcodec.transform import Layout
 
 Array = NDArray[np.float64]
 
-DOUBT = 1.0  # squared steps that must have been found as foreseen before a tile is believed half
+TRUST = 1.0  # squared steps of rows that a tile is taken to have had as foreseen
 BESIDE, ABOVE, FORGET = 0.0625, 0.25, 0.5
-COMMON = 20.0  # squared steps by which a band's rows are taken to have been as foreseen, on average
+COMMON = 20.0  # the same of a band, in `usual`
 LIMIT = 9.0  # of a factor, either way
 
 
@@ -53,7 +53,7 @@ def factors(accounts: Sequence[Account], layout: Layout) -> list[Array]:
         found = _gathered(account.found, above.found if above else None, layout, index)
         foreseen = _gathered(account.foreseen, above.foreseen if above else None, layout, index)
         usual = (COMMON + _total(found)) / (COMMON + _total(foreseen))
-        out.append(np.clip((DOUBT + found) / (DOUBT + usual * foreseen), 1.0 / LIMIT, LIMIT))
+        out.append(np.clip((TRUST + found) / (TRUST + usual * foreseen), 1.0 / LIMIT, LIMIT))
     return out
 
 
@@ -64,10 +64,10 @@ def _total(values: Array) -> float:
 
 def _gathered(own: Array, above: Array | None, layout: Layout, index: int) -> Array:
     """sum_u w_tu own_u: (T,)."""
-    grid = (h, w) = layout.grid(index)
-    padded, around = np.pad(own.reshape(grid), 1), np.zeros(grid)
-    for dy, dx in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)):
-        around = around + padded[dy : dy + h, dx : dx + w]
+    grid = layout.grid(index)
+    places, around = neighbours(own, grid, "constant"), np.zeros(grid)
+    for beside in places[:4] + places[5:]:
+        around = around + beside
     total = own + BESIDE * around.reshape(-1)
     if above is None:
         return total

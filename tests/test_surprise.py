@@ -16,8 +16,8 @@ from dcodec.container import Header
 from dcodec.posterior import level
 from dcodec.prior import SIGMAS
 from dcodec.prior.gaussian import GaussianPrior
-from dcodec.surprise import ABOVE, BESIDE, COMMON, DOUBT, FORGET, LIMIT, Account, factors
-from dcodec.transform import Layout
+from dcodec.surprise import ABOVE, BESIDE, COMMON, FORGET, LIMIT, TRUST, Account, factors
+from dcodec.transform import Layout, analyze
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def test_factors_are_those_of_the_definition(h: int, w: int, levels: int, seed: 
                     found[t] += weighs * accounts[other].found[there]
                     foreseen[t] += weighs * accounts[other].foreseen[there]
         usual = (COMMON + found.sum()) / (COMMON + foreseen.sum())
-        expected = np.clip((DOUBT + found) / (DOUBT + usual * foreseen), 1 / LIMIT, LIMIT)
+        expected = np.clip((TRUST + found) / (TRUST + usual * foreseen), 1 / LIMIT, LIMIT)
         np.testing.assert_allclose(factor, expected)
 
 
@@ -100,6 +100,22 @@ def test_a_right_prior_is_not_surprised() -> None:
     assert sides(setting, own.steps[-1].after) == (1.0, 1.0)
 
 
+def test_decoders_keep_the_same_accounts() -> None:
+    """Whole streams, and prefixes that end within a refresh."""
+    setting, own = walked(Doubted(), 13)
+    header, end = own.header, own.header.size
+    whole = own.encoder.bits // 8 - 8  # all of it settled
+    sizes = [whole // 2, whole - 20, whole]
+    assert own.encoder.filled(whole)
+    data = header.pack() + own.encoder.cut(sizes[-1])
+    for size, state in stream.states(data, header, setting, [end + size for size in sizes]):
+        theirs = own.settled(setting, size - end).accounts
+        assert any(account.found.any() for account in theirs)
+        for a, b in zip(state.accounts, theirs, strict=True):
+            np.testing.assert_array_equal(a.found, b.found)
+            np.testing.assert_array_equal(a.foreseen, b.foreseen)
+
+
 def test_accounts_hold_what_symbols_told() -> None:
     """Squares in steps of new rows and, without factors and forgetting, the variances that they were coded with."""
     setting, own = walked(Doubted(), 9)
@@ -115,7 +131,7 @@ def test_accounts_hold_what_symbols_told() -> None:
         np.testing.assert_allclose(account.foreseen, foreseen)
         assert (account.found >= old.found * FORGET).all()
     x = torch.from_numpy(half_smooth(Doubted()))[None]
-    bands = codec.analyze(x, layout)[: len(d.bands)]
+    bands = analyze(x, layout)[: len(d.bands)]
     true = ((d.project(bands) - d.loc) / d.step) ** 2
     told = sum(float((a.found - FORGET * b.found).sum()) for a, b in zip(after, before, strict=True))
     assert told == pytest.approx(float(true[d.width == 0.0].sum()), rel=0.15)
