@@ -2,9 +2,9 @@
 
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
 mean square of that target weighs all noise levels by the filter's own error. The filter's spectrum is fitted first.
-Bfloat16 inside the network, exponential moving average, cosine decay over the time given. A stretch of
-training starts where the last one ended: weights, average and moments are kept as four files of under 16 MiB, so
-that any machine lent for minutes can go on.
+Bfloat16 inside the network where the processor has it, exponential moving average, cosine decay over the time given. A stretch
+of training starts where the last one ended: weights, average and moments are kept as four files of under 16 MiB, so that any
+machine lent for minutes can go on.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +101,15 @@ def estimate(state: State, parameters: Spectrum, noisy: Tensor, levels: Tensor) 
     z = dct @ torch.einsum("oc,bchw->bohw", colours, noisy) @ dct.T
     w = torch.einsum("oc,bohw->bchw", colours, dct.T @ (z * variance / (variance + sigma * sigma)) @ dct)
     inp = torch.cat([(noisy - w) * 2 / (sigma * sigma + 0.25).sqrt(), w * 2], 1)
-    with torch.autocast(noisy.device.type, torch.bfloat16):
+    with torch.autocast(noisy.device.type, torch.bfloat16, enabled=_has_bfloat16(noisy.device.type)):
         rest = model.body(state, inp.contiguous(memory_format=torch.channels_last), levels)
     return rest.float()[..., :side, :side], w[..., :side, :side]
+
+
+@cache
+def _has_bfloat16(device: str) -> bool:
+    """Whether convolutions in bfloat16 are the faster ones: on processors without it they take ten times as long."""
+    return device != "cpu" or bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
 
 
 def loss(state: State, parameters: Spectrum, x: Tensor, levels: Tensor) -> Tensor:
