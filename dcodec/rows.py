@@ -153,7 +153,7 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
     spread = np.zeros((tiles, measured.rows.shape[1]))
     for part in chunks:
         d = deviations_of(part)[1].reshape(n * count, -1, p)
-        d = np.rint(np.ldexp(np.ascontiguousarray(np.moveaxis(d, 0, -1)), -exponent))  # (t, p, n * S)
+        d = np.rint(np.ascontiguousarray(np.moveaxis(d, 0, -1)) * 2.0**-exponent)  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
             inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, n * S)
@@ -256,7 +256,7 @@ def _new_rows(
         some = tiles[part]
         rows[part], variances[part] = principal_directions(
             view.deviations[some].astype(np.float64), profile.rank, own=profile.own / view.dof, pool=pool,
-            pool_weight=pooled[some] / trace, off=known.of(some), support=support[some], start=start[0].T,
+            pool_weight=pooled[some] / trace, off=known.of(some), support=support[some], start=start[0],
         )  # fmt: skip
     return tiles, rows, variances
 

@@ -381,24 +381,24 @@ def test_pool_alone_and_a_first_guess(prior: GaussianPrior) -> None:
     assert captured(unit, pool) > 0.99 * best(pool, 12)
     assert variances[0].sum() == pytest.approx(best(pool, 12), rel=0.01)
     again, _ = principal_directions(
-        nothing, 8, pool=np.rint(pool * 1e6), pool_weight=1e-6, start=rows[0].T, iterations=1
+        nothing, 8, pool=np.rint(pool * 1e6), pool_weight=1e-6, start=rows[0], iterations=1
     )
     assert captured(check_rows(again[0]), pool) > 0.999 * best(pool, 8)
 
 
 def test_jacobi_and_cholesky_qr(prior: GaussianPrior) -> None:
-    """Eigenvalues as LAPACK has them; the span of columns kept, a dependent column zeroed."""
+    """Eigenvalues as LAPACK has them; the span of rows kept, a dependent row zeroed."""
     matrix = prior.covariance(1, 4, 3)
     values, vectors = jacobi(matrix[None], sweeps=6)
     np.testing.assert_allclose(np.sort(values[0]), np.linalg.eigvalsh(matrix), rtol=1e-9)
     np.testing.assert_allclose(matrix @ vectors[0], vectors[0] * values[0], atol=1e-9)
-    y = np.random.default_rng(0).integers(-(2**20), 2**20, (1, 30, 5)).astype(np.float64)
-    y[0, :, 3] = y[0, :, 0] * 2 - y[0, :, 1]
+    y = np.random.default_rng(0).integers(-(2**20), 2**20, (1, 5, 30)).astype(np.float64)
+    y[0, 3] = y[0, 0] * 2 - y[0, 1]
     q = orthonormal(y)[0] * UNIT
-    assert not q[:, 3].any()
-    kept = q[:, [0, 1, 2, 4]]
-    np.testing.assert_allclose(kept.T @ kept, np.eye(4), atol=2.0**-18)
-    np.testing.assert_allclose(kept @ (kept.T @ y[0]), y[0], atol=8)
+    assert not q[3].any()
+    kept = q[[0, 1, 2, 4]]
+    np.testing.assert_allclose(kept @ kept.T, np.eye(4), atol=2.0**-18)
+    np.testing.assert_allclose(y[0] @ kept.T @ kept, y[0], atol=8)
 
 
 # Transforms

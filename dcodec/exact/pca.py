@@ -20,37 +20,34 @@ def _exponent(a: Array) -> NDArray[np.int32]:
     return exponent
 
 
-def _normalized(a: Array, bits: int) -> Array:
-    """Scale each matrix of `a` (P, m, n) by a power of two to `bits` bits and round to integers."""
-    return np.rint(np.ldexp(a, (bits - _exponent(a))[:, None, None]))
+def _scaled(a: Array, exponent: NDArray[np.int32]) -> Array:
+    """`a` (P, m, n) times 2**exponent (P,) or (P, m), exactly. np.ldexp of all numbers takes ten times as long."""
+    power = np.ldexp(1.0, exponent)
+    return a * power.reshape(power.shape + (1,) * (3 - power.ndim))
 
 
-def _columns(y: Array) -> Array:
-    """Scale each column of `y` (P, m, n) to BITS bits, or as many as keep its Gram matrix exact; round to integers."""
-    bits = min(BITS, (52 - y.shape[1].bit_length()) // 2)
-    exponent = np.frexp(np.abs(y).max(axis=1))[1]
-    return np.rint(np.ldexp(y, (bits - exponent)[:, None, :]))
+def _unit_rows(y: Array) -> Array:
+    """Scale each row of `y` (P, k, p) to BITS bits, or as many as keep its Gram matrix exact; round to integers."""
+    bits = min(BITS, (52 - y.shape[2].bit_length()) // 2)
+    return np.rint(_scaled(y, bits - np.frexp(np.abs(y).max(axis=2))[1]))
 
 
 def orthonormal(y: Array) -> Array:
-    """Orthonormal columns spanning those of the integer-valued `y` (P, m, k), in units of 2**-BITS: Cholesky-QR.
+    """Orthonormal rows spanning those of the integer-valued `y` (P, k, p), in units of 2**-BITS: Cholesky-QR.
 
-    A column that depends on earlier ones, to within rounding, comes out as zeros.
+    A row that depends on earlier ones, to within rounding, comes out as zeros.
     """
-    k = y.shape[2]
-    gram = np.matmul(y.transpose(0, 2, 1), y)  # exact: see _columns
-    x = y.copy()
-    floor = np.diagonal(gram, axis1=1, axis2=2) * 2.0**-36
+    k = y.shape[1]
+    both = np.concatenate([np.matmul(y, y.transpose(0, 2, 1)), y], 2)  # (P, k, k + p); the Gram matrix is exact: see _unit_rows
+    floor = np.diagonal(both, axis1=1, axis2=2) * 2.0**-36
     for j in range(k):
-        live = gram[:, j, j] > floor[:, j]
-        pivot = np.where(live, np.sqrt(np.where(live, gram[:, j, j], 1.0)), np.inf)
-        u = gram[:, j:, j] / pivot[:, None]
-        column = x[:, :, j] / pivot[:, None]
-        x[:, :, j] = column
-        if j + 1 < k:
-            gram[:, j + 1 :, j + 1 :] -= u[:, 1:, None] * u[:, None, 1:]
-            x[:, :, j + 1 :] -= column[:, :, None] * u[:, None, 1:]
-    return np.rint(np.clip(x, -1.0, 1.0) * _UNIT)
+        square = both[:, j, j]
+        live = square > floor[:, j]
+        pivot = np.where(live, np.sqrt(np.where(live, square, 1.0)), np.inf)
+        row = both[:, j, j:] / pivot[:, None]
+        both[:, j, j:] = row
+        both[:, j + 1 :, j + 1 :] -= row[:, 1 : k - j, None] * row[:, None, 1:]
+    return np.rint(np.clip(both[:, :, k:], -1.0, 1.0) * _UNIT)
 
 
 def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
@@ -87,14 +84,14 @@ def _turned(first: Array, second: Array, c: Array, s: Array, axis: int) -> Array
 
 
 def _complement(y: Array, off: Array | None) -> Array:
-    """The part of the columns of `y` (P, p, k) off the rows `off` (P, j, p)."""
+    """The part of the rows of `y` (P, k, p) off the rows `off` (P, j, p)."""
     if off is None or not off.shape[1]:
         return y
     exponent = _exponent(y) - BITS
-    y = np.rint(np.ldexp(y, -exponent[:, None, None]))
-    inside = np.rint(np.matmul(off, y) * 2.0**-BITS)
-    y = y - np.rint(np.matmul(off.transpose(0, 2, 1), inside) * 2.0**-BITS)
-    return np.ldexp(y, exponent[:, None, None])
+    y = np.rint(_scaled(y, -exponent))
+    inside = np.rint(np.matmul(y, off.transpose(0, 2, 1)) * 2.0**-BITS)
+    y -= np.rint(np.matmul(inside, off) * 2.0**-BITS)
+    return _scaled(y, exponent)
 
 
 def principal_directions(
@@ -115,39 +112,40 @@ def principal_directions(
     own, pool_weight: (P,) or scalar. pool: a shared covariance (p, p), any scale.
     off: orthonormal rows (P, j, p) in units of 2**-BITS that the directions must be orthogonal to.
     support: (P, p) ones where a matrix has coefficients at all, zeros elsewhere.
-    start: (p, k) first guess in units of 2**-BITS; default fixed random directions.
+    start: (k, p) first guess in units of 2**-BITS; default fixed random directions.
     Returns rows (P, rank, p) in units of 2**-BITS, orthonormal, by falling variance, and the variances (P, rank).
     """
     count, p, _ = deviations.shape
     k = min(p, rank + 4)
-    k += k & 1 if k < p else 0  # Jacobi pairs columns up
+    k += k & 1 if k < p else 0  # Jacobi pairs rows up
     if start is None:
         raw = np.random.Philox(key=7).random_raw(p * k).astype(np.int64)
-        start = _columns(((raw & 0xFFFFF) - 0x80000).astype(np.float64).reshape(1, p, k))[0]
-    q = np.broadcast_to(start[:, :k], (count, p, k))
+        start = _unit_rows(((raw & 0xFFFFF) - 0x80000).astype(np.float64).reshape(1, p, k).transpose(0, 2, 1))[0]
+    q = np.broadcast_to(start[:k], (count, k, p))
     own = np.broadcast_to(np.asarray(own, np.float64), (count,))[:, None, None]
     if pool is not None:
-        weight = np.ldexp(np.broadcast_to(np.asarray(pool_weight, np.float64), (count,)), _exponent(pool[None])[0] - BITS)
-        pool = _normalized(pool[None], BITS)[0]
+        top = _exponent(pool[None])
+        weight = np.ldexp(np.broadcast_to(np.asarray(pool_weight, np.float64), (count,)), top[0] - BITS)
+        pool = np.rint(_scaled(pool[None], BITS - top))[0]
 
-    def covariance_times(q: Array) -> Array:  # (P, p, k), in units of 2**-BITS
-        inner = np.matmul(deviations.transpose(0, 2, 1), q)  # (P, S, k), exact
+    def times_covariance(q: Array) -> Array:  # (P, k, p), in units of 2**-BITS
+        inner = np.matmul(q, deviations)  # (P, k, S), exact
         peak = _exponent(inner)
-        inner = np.rint(np.ldexp(inner, np.minimum(BITS - peak, 0)[:, None, None]))
-        y = np.ldexp(np.matmul(deviations, inner), np.maximum(peak - BITS, 0)[:, None, None])
-        y = own * y if pool is None else own * y + weight[:, None, None] * np.matmul(pool, q)
-        return y if support is None else y * support[:, :, None]
+        inner = np.rint(_scaled(inner, np.minimum(BITS - peak, 0)))
+        y = own * _scaled(np.matmul(inner, deviations.transpose(0, 2, 1)), np.maximum(peak - BITS, 0))
+        if pool is not None:
+            y += weight[:, None, None] * np.matmul(q, pool)
+        return y if support is None else y * support[:, None, :]
 
     for _ in range(iterations):
-        q = _complement(_columns(covariance_times(q)), off)
-        q = orthonormal(_complement(_columns(q), off))  # twice: the first leaves little, with large rounding errors
-    y = _complement(covariance_times(q), off)
+        q = _complement(_unit_rows(times_covariance(q)), off)
+        q = orthonormal(_complement(_unit_rows(q), off))  # twice: the first leaves little, with large rounding errors
+    y = _complement(times_covariance(q), off)
     exponent = _exponent(y)
     bits = min(BITS, 51 - BITS - p.bit_length() // 2)
-    ritz = np.matmul(q.transpose(0, 2, 1), np.rint(np.ldexp(y, (bits - exponent)[:, None, None])))
+    ritz = np.matmul(q, np.rint(_scaled(y, bits - exponent)).transpose(0, 2, 1))
     values, vectors = jacobi((ritz + ritz.transpose(0, 2, 1)) * 0.5, sweeps=4)
     order = np.argsort(-values, axis=1, kind="stable")[:, :rank]
-    values = np.ldexp(np.take_along_axis(values, order, 1), (exponent - bits - 2 * BITS)[:, None])
+    values = np.take_along_axis(values, order, 1) * np.ldexp(1.0, exponent - bits - 2 * BITS)[:, None]
     vectors = np.take_along_axis(vectors, order[:, None, :], 2)
-    rows = np.rint(np.matmul(q, np.rint(vectors * _UNIT)) * 2.0**-BITS)
-    return np.ascontiguousarray(rows.transpose(0, 2, 1)), values
+    return np.rint(np.matmul(np.rint(vectors * _UNIT).transpose(0, 2, 1), q) * 2.0**-BITS), values
