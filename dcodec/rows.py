@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec.exact.linear import to_fixed
 from dcodec.exact.pca import BITS as ROW_BITS
 from dcodec.exact.pca import principal_directions
+from dcodec.parts import each, parts
 from dcodec.posterior import VALUE_BITS, Array, Measured
 from dcodec.profiles import Profile
 from dcodec.quantize import Symbols, dequantize, level_of, quantize
@@ -26,7 +26,6 @@ from dcodec.transform import Layout
 
 DEVIATION_BITS = 13  # deviations of a band are integers of at most so many bits, so that sums of products stay exact
 _PEAK = (1 << DEVIATION_BITS) - 1
-_CHUNK = 1 << 22  # numbers worked on at once
 _OWN_PEAK = 0.6  # share of a tile's own energy that its first direction may hold, for telling tiles worth a PCA
 
 
@@ -135,24 +134,24 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
     Deviations are from the mean of their own round.
     """
     (count, tiles, p), n = rounds[0].shape, len(rounds)
-    chunks = _parts(tiles, n * count * p)
+    mean = np.empty((tiles, p))
 
-    def deviations_of(part: slice) -> tuple[Array, Array]:
-        """(t, p) mean and (n, S, t, p) deviations, in units of 2**-VALUE_BITS."""
-        fixed = np.stack([to_fixed(band[:, part], VALUE_BITS).numpy() for band in rounds])  # (n, S, t, p)
+    def deviations_of(part: slice) -> Array:
+        """(n, S, t, p), in units of 2**-VALUE_BITS; sets the mean there."""
+        fixed = np.rint(np.stack([band[:, part].numpy() for band in rounds], dtype=np.float64) * 2.0**VALUE_BITS)
         means = fixed.sum(axis=1) / float(count)  # (n, t, p); the sum is exact
-        return means[-1] + (means[-1] - means[0]) * ahead, fixed - means[:, None]
+        mean[part] = means[-1] + (means[-1] - means[0]) * ahead
+        fixed -= means[:, None]
+        return fixed
 
-    mean, peak = np.empty((tiles, p)), 0.0
-    for part in chunks:  # some tiles at a time: pictures may be large
-        mean[part], d = deviations_of(part)
-        peak = max(peak, float(np.abs(d).max()))
+    peak = max(each(lambda part: float(np.abs(deviations_of(part)).max()), tiles, n * count * p))
     exponent = int(np.frexp(peak)[1]) - DEVIATION_BITS
     deviations, energy = np.empty((tiles, p, n * count), np.int16), np.empty(tiles)
     known, dof = _Known(measured), n * (count - 1)
     spread = np.zeros((tiles, measured.rows.shape[1]))
-    for part in chunks:
-        d = deviations_of(part)[1].reshape(n * count, -1, p)
+
+    def look(part: slice) -> None:
+        d = deviations_of(part).reshape(n * count, -1, p)
         d = np.rint(np.ascontiguousarray(np.moveaxis(d, 0, -1)) * 2.0**-exponent)  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
@@ -162,6 +161,8 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
             d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
         deviations[part] = d
         energy[part] = (d * d).sum(axis=(1, 2)) / float(dof)  # the sum is exact
+
+    each(look, tiles, n * count * p)
     unit, regions = float(np.ldexp(2.0**-VALUE_BITS, exponent)), region.numpy()
     all_of, given = np.bincount(regions, energy), np.bincount(regions, energy * factor)
     factor = factor * np.divide(all_of, given, out=np.ones(len(given)), where=given > 0.0)[regions]
@@ -237,7 +238,7 @@ def _new_rows(
         leading, variance = principal_directions(a, profile.rank, own=1.0 / view.dof, off=known.of(tiles), iterations=4)
         return tiles, leading.astype(np.float32), variance
     pool = np.zeros((p, p))
-    for part in _parts(count, samples * p):
+    for part in parts(count, samples * p):
         a = view.deviations[part].astype(np.float64)
         flat = np.moveaxis(a, 1, 0).reshape(p, -1)  # (p, t * S)
         pool += flat @ flat.T  # exact
@@ -252,25 +253,22 @@ def _new_rows(
     support = layout.support(index).numpy()
     rows = np.empty((len(tiles), min(profile.rank, p), p), np.float32)
     variances = np.empty(rows.shape[:2])
-    for part in _parts(len(tiles), p * (profile.rank + 4) * 8):
+
+    def find(part: slice) -> None:
         some = tiles[part]
         rows[part], variances[part] = principal_directions(
             view.deviations[some].astype(np.float64), profile.rank, own=profile.own / view.dof, pool=pool,
             pool_weight=pooled[some] / trace, off=known.of(some), support=support[some], start=start[0],
         )  # fmt: skip
+
+    each(find, len(tiles), p * (profile.rank + 4) * 8)
     return tiles, rows, variances
-
-
-def _parts(n: int, size: int) -> list[slice]:
-    """Slices of 0 .. n whose items, of `size` numbers each, fit in the memory worked on at once."""
-    step = max(1, _CHUNK // max(1, size))
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
 def _project(rows: NDArray[np.float32], x: Array) -> Array:
     """(A, r, p) rows on (A, p) vectors: (A, r)."""
     out = np.empty(rows.shape[:2])
-    for part in _parts(len(rows), rows.shape[1] * rows.shape[2]):
+    for part in parts(len(rows), rows.shape[1] * rows.shape[2]):
         out[part] = np.matmul(rows[part].astype(np.float64), x[part, :, None])[:, :, 0]
     return out
 

@@ -18,7 +18,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["exact", "exact.functions", "exact.linear", "exact.noise", "exact.pca", "exact.conv", "exact.machine"],
     ["exact.elementwise"],
     ["exact.operations"],
-    ["container", "transform", "quantize", "cells"],
+    ["container", "transform", "quantize", "cells", "parts"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
     ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo", "positions"],
     ["entropy", "profiles", "posterior", "pictures"],

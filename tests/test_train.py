@@ -19,7 +19,7 @@ from dcodec.pictures import to_image
 from dcodec.prior import SIGMAS, catalog
 from dcodec.prior.gaussian import GaussianPrior, wiener
 from dcodec.train import data, fit, model, quantize
-from dcodec.train.learner import Learner
+from dcodec.train.learner import Learner, orthogonalized
 from dcodec.transform import Layout, analyze, from_tiles
 
 
@@ -227,6 +227,21 @@ def test_a_learner_goes_on_as_if_it_had_not_stopped() -> None:
     for k, v in through.net().items():
         assert torch.equal(after.net()[k], v), k
         assert not torch.equal(start[k], v), k
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12), (1, 9)])
+def test_orthogonalized_is_what_torchs_muon_takes(shape: tuple[int, int]) -> None:
+    """Up to its bfloat16; the same singular vectors, all of about the same length."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = x
+    torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+    made = orthogonalized(x)
+    torch.testing.assert_close(made, -weight.data / max(1.0, shape[0] / shape[1]) ** 0.5, atol=0.05, rtol=0.0)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    turned = u.T @ made @ v.T
+    assert 0.6 < turned.diagonal().min() <= turned.diagonal().max() < 1.3
+    torch.testing.assert_close(turned, torch.diag(turned.diagonal()), atol=1e-3, rtol=0.0)
 
 
 @pytest.mark.usefixtures("small")
