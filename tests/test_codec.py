@@ -97,6 +97,19 @@ def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
         assert dcodec.info(data)["rows"] == rows
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 5), (1, 3, 3), (3, 3, 1)], ids=str)
+@pytest.mark.parametrize("preset", ["psc", "whole"])
+def test_pictures_of_a_few_values(preset: str, shape: tuple[int, int, int], draw: Draw) -> None:
+    """Presets that measure the whole of a picture: as many directions as it has values, an odd number too, and each once."""
+    x, rows = draw(*shape), 8 if preset == "psc" else 0
+    data = check_round_trip(x, HEADER_SIZE + 15, preset=preset, **({"rows": rows} if rows else {}))
+    assert psnr(x + 1e-4, dcodec.decode(data)) > 40
+    found = recorded(x, GaussianPrior(), preset, rows, 15)[1].steps[-1].after.measured[0].rows[0]
+    unit = found.astype(np.float64) * 2.0**-ROW_BITS
+    assert 0 < len(unit) <= x.size
+    np.testing.assert_allclose(unit @ unit.T, np.eye(len(unit)), atol=2.0**-18)
+
+
 def test_a_drawn_digit_goes_through_a_few_bytes() -> None:
     """The small prior whole: what it imagines looks like a digit, and it codes one in 40 bytes."""
     entry = catalog.find("mnist")

@@ -388,10 +388,12 @@ def test_pool_alone_and_a_first_guess(prior: GaussianPrior) -> None:
 
 def test_jacobi_and_cholesky_qr(prior: GaussianPrior) -> None:
     """Eigenvalues as LAPACK has them; the span of rows kept, a dependent row zeroed."""
-    matrix = prior.covariance(1, 4, 3)
-    values, vectors = jacobi(matrix[None], sweeps=6)
-    np.testing.assert_allclose(np.sort(values[0]), np.linalg.eigvalsh(matrix), rtol=1e-9)
-    np.testing.assert_allclose(matrix @ vectors[0], vectors[0] * values[0], atol=1e-9)
+    for matrix in (prior.covariance(1, 4, 3), prior.covariance(1, 3, 3), prior.covariance(3, 1, 1), np.full((1, 1), 2.0)):
+        values, vectors = jacobi(np.stack([matrix, 3.0 * matrix]), sweeps=6)  # of even and odd sizes
+        for factor, value, vector in zip((1.0, 3.0), values, vectors, strict=True):
+            np.testing.assert_allclose(np.sort(value), factor * np.linalg.eigvalsh(matrix), rtol=1e-9)
+            np.testing.assert_allclose(factor * matrix @ vector, vector * value, atol=1e-9)
+            np.testing.assert_allclose(vector.T @ vector, np.eye(len(matrix)), atol=1e-12)
     y = np.random.default_rng(0).integers(-(2**20), 2**20, (1, 5, 30)).astype(np.float64)
     y[0, 3] = y[0, 0] * 2 - y[0, 1]
     q = orthonormal(y)[0] * UNIT

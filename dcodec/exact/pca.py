@@ -51,36 +51,49 @@ def orthonormal(y: Array) -> Array:
 
 
 def jacobi(a: Array, sweeps: int) -> tuple[Array, Array]:
-    """Eigenvalues (P, n) and eigenvectors (P, n, n) of symmetric `a` (P, n, n), n even: round-robin Jacobi rotations.
+    """Eigenvalues (P, n) and eigenvectors (P, n, n) of symmetric `a` (P, n, n): round-robin Jacobi rotations.
 
     Golub & Van Loan, Matrix Computations, section 8.5; unsorted. Indices that are rotated together stand half of the matrix
-    apart, so that a round works on slices; then all move on to their next partners.
+    apart, so that a round works on slices; then all move on to their next partners. An odd one out is given a partner of zeros,
+    with which nothing rotates.
     """
     n, half = a.shape[1], a.shape[1] // 2
+    if n % 2:
+        values, vectors = jacobi(np.pad(a, ((0, 0), (0, 1), (0, 1))), sweeps)
+        return values[:, :n], vectors[:, :n, :n]
     at = np.concatenate([np.arange(half), np.arange(half, n)[::-1]])  # which index stands where
     step = np.argsort(at)[np.concatenate([[0, n - 1], np.arange(1, n - 1)])[at]]  # where what comes next stands now
-    a, v = a[:, at[:, None], at], np.broadcast_to(np.eye(n)[:, at], a.shape)
-    p, q = np.arange(half), np.arange(half, n)
+    moved = (np.concatenate([step, np.arange(n, 2 * n)])[:, None] * n + step).ravel()
+    a = np.moveaxis(a, 0, 2)  # matrices last: operations run along them where there are many
+    eye = np.broadcast_to(np.eye(n)[:, at, None], a.shape)
+    both = np.concatenate([a[at[:, None], at], eye]).reshape(2 * n * n, -1)  # eigenvectors under the matrix
+    other = np.empty_like(both)
     for _ in range(sweeps * (n - 1)):
-        app, aqq, apq = a[:, p, p], a[:, q, q], a[:, p, q]
+        app, apq = both[: half * n : n + 1], both[half : half * n : n + 1]  # (half, P)
+        aqq = both[half * (n + 1) : n * n : n + 1]
         live = np.abs(apq) > np.abs(app) * 2.0**-60
         theta = (aqq - app) / (np.where(live, apq, 1.0) * 2.0)
         t = 1.0 / (np.abs(theta) + np.sqrt(theta * theta + 1.0))
         t = np.where(live, np.where(theta < 0, -t, t), 0.0)
         c = 1.0 / np.sqrt(t * t + 1.0)
         s = t * c
-        a = _turned(a[:, :half], a[:, half:], c[:, :, None], s[:, :, None], 1)
-        c, s = c[:, None], s[:, None]
-        a = _turned(a[:, :, :half], a[:, :, half:], c, s, 2)[:, step[:, None], step]
-        v = _turned(v[:, :, :half], v[:, :, half:], c, s, 2)[:, :, step]
+        square = both.reshape(2 * n, n, -1)
+        _turn(square[:half], square[half:n], c[:, None], s[:, None])
+        _turn(square[:, :half], square[:, half:], c, s)
+        both.take(moved, 0, other, "clip")
+        both, other = other, both
         at = at[step]
     back = np.argsort(at)
-    return np.diagonal(a, axis1=1, axis2=2)[:, back], v[:, :, back]
+    square = both.reshape(2 * n, n, -1)
+    return square[np.arange(n), np.arange(n)][back].T, np.moveaxis(square[n:, back], 2, 0)
 
 
-def _turned(first: Array, second: Array, c: Array, s: Array, axis: int) -> Array:
-    """Two halves of matrices turned against each other, by cosines c and sines s, joined along `axis`."""
-    return np.concatenate([c * first - s * second, s * first + c * second], axis)
+def _turn(first: Array, second: Array, c: Array, s: Array) -> None:
+    """Turn two halves of matrices against each other, by cosines c and sines s."""
+    turned = c * first - s * second
+    second *= c
+    second += s * first
+    first[:] = turned
 
 
 def _complement(y: Array, off: Array | None) -> Array:
@@ -117,7 +130,7 @@ def principal_directions(
     """
     count, p, _ = deviations.shape
     k = min(p, rank + 4)
-    k += k & 1 if k < p else 0  # Jacobi pairs rows up
+    k += k & 1 if k < p else 0  # Jacobi pairs them up
     if start is None:
         raw = np.random.Philox(key=7).random_raw(p * k).astype(np.int64)
         start = _unit_rows(((raw & 0xFFFFF) - 0x80000).astype(np.float64).reshape(1, p, k).transpose(0, 2, 1))[0]
