@@ -76,8 +76,9 @@ class Learner:
         for k in self._matrices:
             gradient = self._leaves[k].grad
             assert gradient is not None  # of a loss that all weights count for
-            momentum = self._momentum.setdefault(k, torch.zeros_like(gradient)).lerp_(gradient, 1 - MOMENTUM)
-            ahead = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+            if k not in self._momentum:
+                self._momentum[k] = torch.zeros_like(gradient)
+            ahead = gradient.lerp(self._momentum[k].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)  # Nesterov's
             size = rate * LIKE_ADAM * math.sqrt(max(ahead.shape))
             self._leaves[k].add_(orthogonalized(ahead), alpha=-size)
 
