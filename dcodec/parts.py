@@ -22,7 +22,7 @@ def parts(n: int, size: int) -> list[slice]:
 
 
 def each(work: Callable[[slice], T], n: int, size: int) -> list[T]:
-    """What `work` gives for such slices, in order; those for which a chunk has room for more are cut smaller, to go round."""
+    """What `work` gives for slices of 0 .. n, in order: of a chunk at most, and smaller where that gives more threads some."""
     workers = min(torch.get_num_threads(), WORKERS)
     slices = _cut(n, min(CHUNK // max(1, size), max(LEAST, -(-n // workers))))
     if workers == 1 or len(slices) == 1:
@@ -32,4 +32,5 @@ def each(work: Callable[[slice], T], n: int, size: int) -> list[T]:
 
 
 def _cut(n: int, step: int) -> list[slice]:
-    return [slice(i, min(i + max(1, step), n)) for i in range(0, n, max(1, step))]
+    step = max(1, step)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]

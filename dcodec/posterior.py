@@ -24,6 +24,7 @@ from dcodec.cells import within
 from dcodec.exact import noise
 from dcodec.exact.linear import to_fixed
 from dcodec.exact.pca import BITS as ROW_BITS
+from dcodec.parts import parts
 from dcodec.positions import denoise
 from dcodec.prior import SIGMAS, Prior
 from dcodec.transform import Layout, analyze, synthesize
@@ -31,7 +32,6 @@ from dcodec.transform import Layout, analyze, synthesize
 Array = NDArray[np.float64]
 Draw = Callable[[int, int], NDArray[np.float32]]  # (i, n) -> n normals for sample i
 
-_CHUNK = 1 << 21  # numbers of rows worked on at once
 VALUE_BITS = 12  # coefficients meet rows in units of 2**-12
 
 
@@ -90,8 +90,7 @@ def consistent(
         if not len(m.tiles):
             continue
         r2 = doubt * s2 * m.variance / (s2 + m.variance)
-        for first in range(0, len(m.tiles), max(1, _CHUNK // m.rows[0].size)):
-            part = slice(first, first + max(1, _CHUNK // m.rows[0].size))
+        for part in parts(len(m.tiles), 2 * m.rows[0].size):
             tiles, rows, y = (torch.from_numpy(a[part]).to(x0.device) for a in (m.tiles, m.rows, m.y))
             rows = rows.double()
             c = to_fixed(band[:, tiles], VALUE_BITS).transpose(0, 1)  # (A, S, p)

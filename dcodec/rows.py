@@ -136,22 +136,26 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
     (count, tiles, p), n = rounds[0].shape, len(rounds)
     mean = np.empty((tiles, p))
 
-    def deviations_of(part: slice) -> Array:
-        """(n, S, t, p), in units of 2**-VALUE_BITS; sets the mean there."""
+    def deviations_of(part: slice) -> tuple[Array, Array]:
+        """(n, t, p) means of rounds and (n, S, t, p) deviations, in units of 2**-VALUE_BITS."""
+        # as `to_fixed`, by numpy: on several threads, torch's own wait for each other
         fixed = np.rint(np.stack([band[:, part].numpy() for band in rounds], dtype=np.float64) * 2.0**VALUE_BITS)
-        means = fixed.sum(axis=1) / float(count)  # (n, t, p); the sum is exact
-        mean[part] = means[-1] + (means[-1] - means[0]) * ahead
+        means = fixed.sum(axis=1) / float(count)  # the sum is exact
         fixed -= means[:, None]
-        return fixed
+        return means, fixed
 
-    peak = max(each(lambda part: float(np.abs(deviations_of(part)).max()), tiles, n * count * p))
-    exponent = int(np.frexp(peak)[1]) - DEVIATION_BITS
+    def widest(part: slice) -> float:
+        means, d = deviations_of(part)
+        mean[part] = means[-1] + (means[-1] - means[0]) * ahead
+        return float(np.abs(d).max())
+
+    exponent = int(np.frexp(max(each(widest, tiles, n * count * p)))[1]) - DEVIATION_BITS
     deviations, energy = np.empty((tiles, p, n * count), np.int16), np.empty(tiles)
     known, dof = _Known(measured), n * (count - 1)
     spread = np.zeros((tiles, measured.rows.shape[1]))
 
     def look(part: slice) -> None:
-        d = deviations_of(part).reshape(n * count, -1, p)
+        d = deviations_of(part)[1].reshape(n * count, -1, p)
         d = np.rint(np.ascontiguousarray(np.moveaxis(d, 0, -1)) * 2.0**-exponent)  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
