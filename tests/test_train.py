@@ -130,7 +130,7 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
     old, new = tmp_path / "old", tmp_path / "new"
     run(photos, "--out", old, "--steps", 20, "--arch", arch)
     before = fit.load(old / "average.safetensors")
-    after = fit.finer(before, (8, 16, 24, 32))
+    after = fit.grown(before, (8, 16, 24, 32))
     assert model.widths(after.net) == [8, 16, 24, 32]
     assert after.steps == before.steps
     inp, levels = torch.randn(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 44, 88])
@@ -142,7 +142,8 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
     prior, shallow = (catalog.find(str(folder)) for folder in (new, old))
     assert catalog.gflop(prior) > catalog.gflop(shallow)
     assert not torch.equal(catalog.load(prior)(torch.zeros(1, 3, 32, 32), 1.0), torch.zeros(1, 3, 32, 32))
-    for widths, folder in (("8,16,24,40", tmp_path / "a"), ("16,24,32", tmp_path / "b"), ("8,8,16,24", new)):
+    refusals = (("8,16,24,40", "a"), ("16,24,32", "b"), ("16,16,40", "c"), ("8,8,16,24", "new"))
+    for widths, folder in ((widths, tmp_path / name) for widths, name in refusals):
         start = ["--start", str(old / "average.safetensors")] if folder != new else []
         refused = CliRunner().invoke(cli, ["train", str(photos), "--out", str(folder), *start, "--widths", widths])
         assert refused.exit_code == 1
@@ -151,6 +152,27 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
     assert refused.exit_code == 1
     assert "--arch" in refused.output
     assert "--widths" not in refused.output
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("arch", model.ARCHITECTURES)
+def test_more_channels_change_nothing_until_they_are_trained(arch: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    state = {k: v + 0.1 * torch.randn(v.shape, generator=rng) for k, v in model.fresh(3, (8, 16, 24, 32), arch).items()}
+    before = fit.Run(state, state, steps=20)
+    after = fit.grown(before, (8, 24, 24, 48))
+    assert model.widths(after.net) == [8, 24, 24, 48]
+    assert after.steps == before.steps
+    inp, levels = torch.randn(3, 6, 32, 48, generator=rng), torch.tensor([0, 44, 88])
+    expected = model.body(before.net, inp, levels)
+    torch.testing.assert_close(model.body(after.net, inp, levels), expected, rtol=0, atol=1e-5 * expected.std().item())
+    learner = Learner(after.net, {}, {}, after.steps, "cpu")
+    for _ in range(3):  # what reads the new channels, then what writes them
+        learner.step(fit.loss(learner.net(), after.spectrum, torch.rand(2, 3, 32, 32) - 0.5, torch.tensor([30, 60])), 1e-3)
+    for key, learnt in learner.net().items():
+        if learnt.ndim == 4 and key.endswith(".weight"):
+            moved = (learnt - after.net[key]).flatten(2).abs().amax(2) > 0  # (out, in)
+            assert moved.float().mean() > 0.95, key
 
 
 def test_the_spectrum_of_a_gaussian_source_is_found() -> None:

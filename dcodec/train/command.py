@@ -44,7 +44,7 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.option(
     "--widths", callback=_widths, metavar="N,N,..",
     help="Channels at each resolution of a new network, finest first: the coarsest sees 16 pixels as one. One more than the "
-    "network of --start has puts a finer resolution before its own.  [default: 96,160,224]",
+    "network of --start has puts a finer resolution before its own, as many and more channels widen it.  [default: 96,160,224]",
 )  # fmt: skip
 @click.option("--pack", type=click.Path(path_type=Path), metavar="TAR", help="Do not train: choose pictures for this file.")
 @click.option("--megabytes", type=click.FloatRange(1), default=56.0, show_default=True, help="Of --pack at most, in MiB.")
@@ -90,7 +90,7 @@ def train(
         shipped = Path(str(files("dcodec.train"))) / f"{start}.safetensors"
         run = None if start is None else fit.load(shipped if shipped.exists() else Path(start))
         if run is not None and widths:
-            run, widths = fit.finer(run, widths), None
+            run, widths = fit.grown(run, widths), None
     elif start is not None:
         raise ValueError(f"{out} holds a checkpoint already: leave out --start, or choose another folder")
     if run is not None and arch:

@@ -218,15 +218,21 @@ def begin(pictures: Pictures, widths: Sequence[int] | None = None, arch: str = "
     return Run(state, {k: v.clone() for k, v in state.items()}, fit_spectrum(middles(pictures.train, FITTED_SIDE)[:FITTED]))
 
 
-def finer(run: Run, widths: Sequence[int]) -> Run:
-    """The run with a finer resolution put before its network's; widths: channels of all, finest first. Moments begin anew.
+def grown(run: Run, widths: Sequence[int]) -> Run:
+    """The run with a larger network of the same function; widths: its channels, finest first. Moments begin anew.
 
-    Raises ValueError when the network's own channels are others.
+    One width more puts a finer resolution before the network's own, as many give these more channels. Raises ValueError when
+    they do neither.
     """
     own = model.widths(run.net)
-    if list(widths[1:]) != own:
-        raise ValueError(f"--widths with --start are the network's own and one before them: N,{','.join(map(str, own))}")
-    net, average = (model.finer(state, widths[0]) for state in (run.net, run.average))
+    if list(widths[1:]) == own:
+        net, average = (model.finer(state, widths[0]) for state in (run.net, run.average))
+    elif len(widths) == len(own) and list(widths) != own and all(new >= old for new, old in zip(widths, own, strict=True)):
+        net, average = (model.wider(state, widths) for state in (run.net, run.average))
+    else:
+        raise ValueError(
+            f"--widths with --start are one before the network's own, {','.join(map(str, own))}, or as many and more channels"
+        )
     return Run(net, average, run.spectrum, steps=run.steps, crops=run.crops, mirror=run.mirror)
 
 

@@ -10,6 +10,7 @@ step, so the step's length is part of the weights). A residual block is the same
 
 Three widths make three resolutions, on grids of 4, 8, 16 pixels. A fourth stands before them on a grid of 2, with fewer blocks;
 then the first two both read the picture and write to it, so that `finer` can put the one around a network trained without it.
+`wider` gives a trained network more channels.
 """
 
 import math
@@ -64,6 +65,29 @@ def finer(state: State, width: int, seed: int = 0) -> State:
     channels = len(state["out.bias"]) // (2 * FINEST) ** 2
     _stage(grown, torch.Generator().manual_seed(seed), 0, (width, *coarser), channels, architecture(state))
     grown["ds.0.weight"].zero_()
+    return grown
+
+
+def wider(state: State, widths: Sequence[int], seed: int = 0) -> State:
+    """The same function with `widths` channels, none of them fewer: new ones read at random, nothing reads them yet.
+
+    So all of them learn from the first steps on, and none is a copy, as in Net2Net (Chen et al. 2016, arXiv 1511.05641).
+    """
+    channels = len(state["out.bias"]) // (MULTIPLE >> halvings(state)) ** 2
+    grown = fresh(channels, widths, architecture(state), seed)
+    for key, old in state.items():
+        new, (layer, _, part) = grown[key], key.rpartition(".")
+        if part == "g":
+            new.fill_(old.abs().mean())
+        elif part == "weight" and (layer.startswith(("inp", "ds", "us")) or layer.endswith(".a")):
+            new *= old.square().mean().sqrt() / new.square().mean().sqrt()
+            if layer.startswith("us"):  # (in, out, 2, 2)
+                new[len(old) :, : old.shape[1]] = 0.0
+            else:
+                new[: len(old), old.shape[1] :] = 0.0
+        else:
+            new.zero_()
+        new[tuple(slice(n) for n in old.shape)] = old
     return grown
 
 
