@@ -240,6 +240,7 @@ def test_super_resolution_knows_the_block_averages(draw):
     assert mean > bicubic
 
 
+@pytest.mark.slow
 def test_calibration_of_the_right_prior_is_near_one(draw):
     found = [list(quality.calibration(GaussianPrior(), np.asarray(to_image(draw(3, 48, 48, seed))))) for seed in range(12)]
     samples, shown, error = np.mean(found, axis=0).T

@@ -181,7 +181,7 @@ def test_networks_are_near_their_float_selves(saved: dict[str, Path], kind: str)
 @pytest.mark.parametrize(
     ("machine", "kinds"),
     [
-        pytest.param(OLD, ("gray", "transformer"), id="old"),
+        pytest.param(OLD, ("transformer",), id="old"),
         pytest.param(OLD, models.KINDS, id="old-all", marks=pytest.mark.slow),
         pytest.param(MIDDLE, models.KINDS, id="middle-all", marks=pytest.mark.slow),
     ],
@@ -255,7 +255,7 @@ def test_another_model_is_refused(saved: dict[str, Path]) -> None:
         dcodec.decode(data)
 
 
-@pytest.mark.parametrize("kind", ["VQModel", "AutoencoderTiny"])
+@pytest.mark.parametrize("kind", [pytest.param("VQModel", marks=pytest.mark.slow), "AutoencoderTiny"])
 def test_other_autoencoders_and_flow_matching(kind: str) -> None:
     if kind == "VQModel":
         module = diffusers.VQModel(

@@ -23,7 +23,7 @@ from dcodec.prior import catalog
 
 ROOT = Path(str(dcodec.__file__)).parents[1]
 PRIORS = {"gaussian": (3, 48, 66), "photo": (3, 36, 40)}  # shapes of their pictures
-SIZE = 100  # bytes of a stream
+SIZE = 70  # bytes of a stream
 INSTALLED = [entry.name for entry in catalog.installed() if entry.name in PRIORS]
 each_prior = pytest.mark.parametrize(
     "prior",
@@ -126,7 +126,7 @@ def check_machine(machine: str) -> None:
         assert answer["decoded"][prior] == decoded, prior
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", ["old", pytest.param("middle", marks=pytest.mark.slow)])
 def test_other_machines_agree(machine: str) -> None:
     check_machine(machine)
 

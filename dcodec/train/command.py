@@ -110,8 +110,9 @@ def train(
             left = report.seconds * (1 - report.spent) / max(report.spent, 1e-6)
             speed = (report.crops - before) / report.seconds
             line = f"step {report.steps}  {speed:.0f} crops/s  loss {report.loss:.4f}  {_clock(left)} left"
-            if report.psnr is not None:
+            if report.kept:
                 fit.save(run, out)
+            if report.psnr is not None:
                 _add(out / "curve.csv", report, quantize.CHECKED)
                 _tell(quiet, f"{line}  " + " ".join(f"{psnr:.2f}" for psnr in report.psnr) + " dB")
             elif sys.stderr.isatty():

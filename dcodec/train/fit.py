@@ -38,7 +38,8 @@ from dcodec.transform import extend
 
 EMA = 0.999  # a longer memory holds weights of higher rates when the rate has come down (bench/NOTES.md)
 WARM_UP = 300  # steps
-SAVE_SECONDS = 120.0
+TELL_SECONDS, SAVE_SECONDS = 5.0, 120.0  # between reports; between checkpoints
+MEASURING = 0.03  # share of the time that measuring the curve may take
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
 FITTED, FITTED_SIDE = 2048, 64  # middles that the spectrum is fitted to, and their pixels a side
 _PARTS = ("average", "net", "first", "second")  # files of a checkpoint: float16, float16, bfloat16, bfloat16
@@ -64,9 +65,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """seconds: of this stretch; spent: share of what it may take; loss: running mean.
+    """seconds: of this stretch; spent: share of what it may take; loss: running mean; kept: whether `run` is of now.
 
-    psnr: dB on held-out pictures at CHECKED, when just measured.
+    psnr: dB on held-out pictures at CHECKED, when just measured; `run` is of now then, too.
     """
 
     seconds: float
@@ -74,6 +75,7 @@ class Report:
     steps: int
     crops: float
     loss: float
+    kept: bool
     psnr: tuple[float, ...] | None
 
 
@@ -154,7 +156,8 @@ def fit(
     source = batches(pictures, run.steps, times, mirror)
     sigmas, _ = _levels(run.spectrum, device)
     shown, first = math.nan, run.steps
-    start = told = saved = time.monotonic()
+    start = told = saved = measured = time.monotonic()
+    pause = 0.0
 
     def spent() -> float:
         return (run.steps - first) / steps if steps else (time.monotonic() - start) / (60 * minutes)
@@ -169,18 +172,21 @@ def fit(
             for k, v in learner.net().items():
                 average[k].lerp_(v, 1 - min(EMA, run.steps / (run.steps + 9)))
         now = time.monotonic()
-        if now - told > 5:
+        if now - told > TELL_SECONDS:
             value = error.item()
             shown = value if math.isnan(shown) else 0.9 * shown + 0.1 * value
             told = now
-            if now - saved > SAVE_SECONDS:
+            if keep := now - saved > SAVE_SECONDS:
                 _keep(run, learner, average)
-                yield Report(now - start, share, run.steps, run.crops, shown, validate(average, run.spectrum, held))
-                saved = time.monotonic()
-            else:
-                yield Report(now - start, share, run.steps, run.crops, shown, None)
+                saved = now
+            found = None
+            if keep and now - measured > pause:
+                found = validate(average, run.spectrum, held)
+                measured = time.monotonic()
+                pause = (measured - now) / MEASURING
+            yield Report(now - start, share, run.steps, run.crops, shown, keep, found)
     _keep(run, learner, average)
-    yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, validate(average, run.spectrum, held))
+    yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, True, validate(average, run.spectrum, held))
 
 
 def _keep(run: Run, learner: Learner, average: State) -> None:
