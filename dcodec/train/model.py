@@ -71,7 +71,7 @@ def finer(state: State, width: int, seed: int = 0) -> State:
 def wider(state: State, widths: Sequence[int], seed: int = 0) -> State:
     """The same function with `widths` channels, none of them fewer: new ones read at random, nothing reads them yet.
 
-    So all of them learn from the first steps on, and none is a copy, as in Net2Net (Chen et al. 2016, arXiv 1511.05641).
+    So all of them learn from the first steps on. Net2Net (Chen et al. 2016, arXiv 1511.05641) copies channels instead.
     """
     channels = len(state["out.bias"]) // (MULTIPLE >> halvings(state)) ** 2
     grown = fresh(channels, widths, architecture(state), seed)
