@@ -129,13 +129,11 @@ def streams(draw: Draw) -> list[bytes]:
     ]
 
 
-def test_100_damaged_streams(streams: list[bytes]) -> None:
-    check(streams, 100, seed=1)
-
-
-@pytest.mark.slow
-def test_2000_damaged_streams(streams: list[bytes]) -> None:
-    check(streams, 2000, seed=2)
+@pytest.mark.parametrize(
+    ("count", "seed"), [(100, 1), pytest.param(300, 1, marks=pytest.mark.slow), pytest.param(2000, 2, marks=pytest.mark.slow)]
+)
+def test_damaged_streams(count: int, seed: int, streams: list[bytes]) -> None:
+    check(streams, count, seed)
 
 
 @pytest.mark.parametrize("bit", range(8 * len(MAGIC), 8 * HEADER_SIZE))

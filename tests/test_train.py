@@ -51,6 +51,18 @@ def untrained(widths: Sequence[int], arch: str) -> fit.Run:
     return fit.Run(state, state, steps=20)
 
 
+def grown_alike(before: fit.Run, widths: list[int]) -> fit.Run:
+    """`before` with a larger network, which computes the same."""
+    after = fit.grown(before, widths)
+    assert model.widths(after.net) == widths
+    assert after.steps == before.steps
+    inp, levels = torch.randn(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 44, 88])
+    expected = model.body(before.net, inp, levels)
+    assert expected.std() > 0.001
+    torch.testing.assert_close(model.body(after.net, inp, levels), expected, rtol=0, atol=1e-6)
+    return after
+
+
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(cli, ["train", *map(str, arguments)])
     assert result.exit_code == 0, result.output
@@ -149,16 +161,12 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
     old, new = tmp_path / "average.safetensors", tmp_path / "new"
     before = untrained(model.WIDTHS, arch)
     fit.save(before, tmp_path)
-    after = fit.grown(before, (8, 16, 24, 32))
-    assert model.widths(after.net) == [8, 16, 24, 32]
-    assert after.steps == before.steps
-    inp, levels = torch.randn(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 44, 88])
-    expected = model.body(before.net, inp, levels)
-    assert expected.std() > 0.001
-    torch.testing.assert_close(model.body(after.net, inp, levels), expected, rtol=0, atol=1e-6)
+    grown_alike(before, [8, 16, 24, 32])
     run(photos, "--out", new, "--steps", 3, "--start", old, "--widths", "8,16,24,32")
     assert "inp.1.weight" in load_file(new / "prior.safetensors")
-    prior = catalog.find(str(new))
+    list(quantize.export(before.net, before.spectrum, data.read([photos]), tmp_path / "prior.safetensors", {}, True))
+    prior, shallow = (catalog.find(str(folder)) for folder in (new, tmp_path))
+    assert catalog.gflop(prior) > catalog.gflop(shallow)
     assert not torch.equal(catalog.load(prior)(torch.zeros(1, 3, 32, 32), 1.0), torch.zeros(1, 3, 32, 32))
     refusals = (("8,16,24,40", "a"), ("16,24,32", "b"), ("16,16,40", "c"), ("8,8,16,24", "new"))
     for widths, folder in ((widths, tmp_path / name) for widths, name in refusals):
@@ -176,13 +184,7 @@ def test_a_finer_stage_changes_nothing_until_it_is_trained(arch: str, photos: Pa
 @pytest.mark.parametrize("arch", model.ARCHITECTURES)
 def test_more_channels_change_nothing_until_they_are_trained(arch: str) -> None:
     before = untrained((8, 16, 24, 32), arch)
-    after = fit.grown(before, (8, 24, 24, 48))
-    assert model.widths(after.net) == [8, 24, 24, 48]
-    assert after.steps == before.steps
-    inp, levels = torch.randn(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 44, 88])
-    expected = model.body(before.net, inp, levels)
-    assert expected.std() > 0.001
-    torch.testing.assert_close(model.body(after.net, inp, levels), expected, rtol=0, atol=1e-5 * expected.std().item())
+    after = grown_alike(before, [8, 24, 24, 48])
     learner = Learner(after.net, {}, {}, after.steps, "cpu")
     for _ in range(3):  # what reads the new channels, then what writes them
         learner.step(fit.loss(learner.net(), after.spectrum, torch.rand(2, 3, 32, 32) - 0.5, torch.tensor([30, 60])), 1e-3)

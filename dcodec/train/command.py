@@ -117,6 +117,8 @@ def train(
                 _tell(quiet, f"{line}  " + " ".join(f"{psnr:.2f}" for psnr in report.psnr) + " dB")
             elif sys.stderr.isatty():
                 click.echo(f"\r{line}  ", nl=False, err=True)
+            elif report.kept:
+                _tell(quiet, line)
     _tell(quiet, "making it exact ..")
     target = out / WEIGHTS
     told = {"steps": run.steps, "crops": round(run.crops), "data": pictures.names, "pictures": pictures.count,

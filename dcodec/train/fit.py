@@ -156,8 +156,7 @@ def fit(
     source = batches(pictures, run.steps, times, mirror)
     sigmas, _ = _levels(run.spectrum, device)
     shown, first = math.nan, run.steps
-    start = told = saved = measured = time.monotonic()
-    pause = 0.0
+    start = told = saved = due = time.monotonic()
 
     def spent() -> float:
         return (run.steps - first) / steps if steps else (time.monotonic() - start) / (60 * minutes)
@@ -180,10 +179,9 @@ def fit(
                 _keep(run, learner, average)
                 saved = now
             found = None
-            if keep and now - measured > pause:
+            if keep and now > due:
                 found = validate(average, run.spectrum, held)
-                measured = time.monotonic()
-                pause = (measured - now) / MEASURING
+                due = time.monotonic() + (time.monotonic() - now) / MEASURING
             yield Report(now - start, share, run.steps, run.crops, shown, keep, found)
     _keep(run, learner, average)
     yield Report(time.monotonic() - start, 1.0, run.steps, run.crops, shown, True, validate(average, run.spectrum, held))

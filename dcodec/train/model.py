@@ -62,8 +62,7 @@ def finer(state: State, width: int, seed: int = 0) -> State:
             grown[f"{group}.{int(i) + 1}.{rest}"] = value
         else:
             grown[key] = value
-    channels = len(state["out.bias"]) // (2 * FINEST) ** 2
-    _stage(grown, torch.Generator().manual_seed(seed), 0, (width, *coarser), channels, architecture(state))
+    _stage(grown, torch.Generator().manual_seed(seed), 0, (width, *coarser), colours(state), architecture(state))
     grown["ds.0.weight"].zero_()
     return grown
 
@@ -73,8 +72,7 @@ def wider(state: State, widths: Sequence[int], seed: int = 0) -> State:
 
     So all of them learn from the first steps on. Net2Net (Chen et al. 2016, arXiv 1511.05641) copies channels instead.
     """
-    channels = len(state["out.bias"]) // (MULTIPLE >> halvings(state)) ** 2
-    grown = fresh(channels, widths, architecture(state), seed)
+    grown = fresh(colours(state), widths, architecture(state), seed)
     for key, old in state.items():
         new, (layer, _, part) = grown[key], key.rpartition(".")
         if part == "g":
@@ -201,6 +199,11 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1,
 def widths(state: State) -> list[int]:
     """Channels at each resolution, finest first."""
     return [state[f"down.{i}.0.g"].numel() for i in range(halvings(state) + 1)]
+
+
+def colours(state: State) -> int:
+    """Channels of the pictures that it denoises."""
+    return len(state["out.bias"]) // (MULTIPLE >> halvings(state)) ** 2
 
 
 def reads(state: State, stage: int) -> bool:
