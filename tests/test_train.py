@@ -1,6 +1,7 @@
 """Does `dcodec train` make a prior of pictures that the codec uses, and can it be stopped and go on?"""
 
 import csv
+import io
 import subprocess
 import sys
 import tarfile
@@ -153,6 +154,34 @@ def test_checkpoints_are_many_and_measurements_few(photos: Path, monkeypatch: py
     reports = list(fit.fit(fit.begin(pictures), pictures, 0, "cpu", 1e-3, 1, steps=4))
     assert [report.psnr is not None for report in reports] == [True, False, False, False, True]
     assert all(report.kept for report in reports)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_terminal_shows_progress_unless_quiet(
+    quiet: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    arguments = ["train", str(photos), "--out", str(tmp_path / "mine"), "--steps", "3", *(["-q"] if quiet else [])]
+    cli.main(arguments, standalone_mode=False)
+    assert ("\rstep 2 " in screen.getvalue()) is not quiet
+    assert bool(screen.getvalue()) is not quiet
+
+
+def test_noise_is_what_a_walk_takes_off_and_all_else() -> None:
+    torch.manual_seed(0)
+    sigma = fit.noises(1 << 16, "cpu")
+    octaves = torch.bincount((sigma.clamp(2**-5, 15.9).log2() + 5).long(), minlength=9) / len(sigma)  # from 1/32 on
+    assert sigma.min() == SIGMAS[0]
+    assert sigma.max() <= SIGMAS[-1]
+    assert octaves[1:4].sum() > 0.6  # 1/16 to 1/2
+    assert octaves.min() > 0.005
 
 
 @pytest.mark.usefixtures("small")

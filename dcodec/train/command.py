@@ -115,7 +115,7 @@ def train(
             if report.psnr is not None:
                 _add(out / "curve.csv", report, quantize.CHECKED)
                 _tell(quiet, f"{line}  " + " ".join(f"{psnr:.2f}" for psnr in report.psnr) + " dB")
-            elif sys.stderr.isatty():
+            elif sys.stderr.isatty() and not quiet:
                 click.echo(f"\r{line}  ", nl=False, err=True)
             elif report.kept:
                 _tell(quiet, line)

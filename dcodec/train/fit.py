@@ -38,6 +38,8 @@ from dcodec.transform import extend
 
 EMA = 0.999  # a longer memory holds weights of higher rates when the rate has come down (bench/NOTES.md)
 WARM_UP = 300  # steps
+WALKED = (0.75, -1.6, 0.75)  # share of crops, mean and deviation of their log sigma: a walk evaluates at 0.06 to 0.5 ...
+OTHERS = (-0.5, 1.5)  # ... and starts, estimates and other presets at all the rest
 TELL_SECONDS, SAVE_SECONDS = 5.0, 120.0  # between reports; between checkpoints
 MEASURING = 0.03  # share of the time that measuring the curve may take
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
@@ -125,6 +127,13 @@ def loss(state: State, parameters: Spectrum, x: Tensor, levels: Tensor) -> Tenso
     return (rest - (x - w) / errors[levels].view(-1, 1, 1, 1)).square().mean()
 
 
+def noises(n: int, device: str) -> Tensor:
+    """What sigma `n` crops are shown with, at random: (n,), within SIGMAS."""
+    share, mean, deviation = WALKED
+    z, walked = torch.randn(n, device=device), torch.rand(n, device=device) < share
+    return torch.where(walked, z * deviation + mean, z * OTHERS[1] + OTHERS[0]).exp().clamp(SIGMAS[0], SIGMAS[-1])
+
+
 @torch.no_grad()
 def validate(state: State, parameters: Spectrum, x: Tensor) -> tuple[float, ...]:
     """Mean PSNR (dB) over pictures (N, C, s, s) of denoising at CHECKED, always with the same noise."""
@@ -163,8 +172,7 @@ def fit(
 
     while (share := spent()) < 1:
         x = next(source)
-        sigma = torch.exp(torch.randn(len(x), device=device) * 1.3 - 1.0).clamp(SIGMAS[0], SIGMAS[-1])
-        error = loss(learner.net(), run.spectrum, x, torch.bucketize(sigma, sigmas))
+        error = loss(learner.net(), run.spectrum, x, torch.bucketize(noises(len(x), device), sigmas))
         learner.step(error, rate * (0.5 + 0.5 * math.cos(math.pi * share)) * min(1.0, (run.steps - first + 1) / WARM_UP))
         run.steps, run.crops = run.steps + 1, run.crops + x.numel() / (x.shape[1] * 64 * 64)
         with torch.no_grad():
