@@ -38,8 +38,8 @@ from dcodec.transform import extend
 
 EMA = 0.999  # a longer memory holds weights of higher rates when the rate has come down (bench/NOTES.md)
 WARM_UP = 300  # steps
-WALKED = (0.75, -1.6, 0.75)  # share of crops, mean and deviation of their log sigma: a walk evaluates at 0.06 to 0.5 ...
-OTHERS = (-0.5, 1.5)  # ... and starts, estimates and other presets at all the rest
+WALKED = (0.7, -1.4, 0.8)  # share of crops, mean and deviation of their log sigma: a walk evaluates at 0.06 to 0.5 ...
+OTHERS = (0.0, 1.5)  # ... and starts, estimates and other presets at all the rest
 TELL_SECONDS, SAVE_SECONDS = 5.0, 120.0  # between reports; between checkpoints
 MEASURING = 0.03  # share of the time that measuring the curve may take
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
