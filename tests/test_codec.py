@@ -279,8 +279,8 @@ def test_progressive_shows_what_prefixes_decode_to_and_gets_better(draw: Draw) -
     x = draw(3, 64, 64)
     data = encode(x, bpp=0.6)
     last = -math.inf
-    shots = list(dcodec.progressive(data, steps=8))
-    assert len(shots) == 8
+    shots = list(dcodec.progressive(data, steps=12))
+    assert len(shots) == 12
     for i, shot in enumerate(shots):
         if i % 2:
             alone = dcodec.decode(data[: shot.size])
