@@ -115,8 +115,8 @@ def train(
             if report.psnr is not None:
                 _add(out / "curve.csv", report, quantize.CHECKED)
                 _tell(quiet, f"{line}  " + " ".join(f"{psnr:.2f}" for psnr in report.psnr) + " dB")
-            elif sys.stderr.isatty() and not quiet:
-                click.echo(f"\r{line}  ", nl=False, err=True)
+            elif sys.stderr.isatty():
+                _tell(quiet, f"{line}  ", stay=False)
             elif report.kept:
                 _tell(quiet, line)
     _tell(quiet, "making it exact ..")
@@ -131,9 +131,10 @@ def train(
     _tell(quiet, f"{target}: {target.stat().st_size} bytes, sha256 {digest[:16]}, {time.monotonic() - begin:.0f} s")
 
 
-def _tell(quiet: bool, line: str) -> None:
+def _tell(quiet: bool, line: str, stay: bool = True) -> None:
+    """stay: without it, the next line takes its place; for terminals."""
     if not quiet:
-        click.echo(f"\r{line}" if sys.stderr.isatty() else line, err=True)
+        click.echo(f"\r{line}" if sys.stderr.isatty() else line, nl=stay, err=True)
 
 
 def _clock(seconds: float) -> str:
