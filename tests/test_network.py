@@ -377,6 +377,20 @@ def test_batches_do_not_matter(photo: Body, kernel: str, monkeypatch: pytest.Mon
 
 
 @needs_photo
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "unfold"])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 64, 16), (8, 32, 16), (2, 16, 96), (1, 48, 32), (3, 16, 16)])
+def test_narrow_pictures_do_not_matter(
+    photo: Body, kernel: str, batch: int, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coarse maps one or two numbers wide: kernels of processors with AMX had them wrong."""
+    found = []
+    for name in (kernel, "unfold"):
+        monkeypatch.setenv(KERNEL_VARIABLE, name)
+        found.append(digest(photo(pictures(batch, height, width), 8)))
+    assert found[0] == found[1]
+
+
+@needs_photo
 def test_threads_and_memory_layout_do_not_matter(photo: Body) -> None:
     inp, before, digests = pictures(3, 32, 48), torch.get_num_threads(), set()
     try:

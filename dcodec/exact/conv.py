@@ -144,6 +144,9 @@ def _narrow(x: Tensor) -> Tensor:
 
 def _onednn(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
     """Fused int8 convolution: a private operator of PyTorch, so only the self-test says whether it is there."""
+    if x.shape[-1] + 2 * conv.padding < conv.weight.shape[-1] + conv.stride:
+        # One column of results: with strides, oneDNN's AMX kernels of some widths get all rows but the first wrong.
+        return _unfold(conv, x, offset, dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
     activation = "relu" if dtype == torch.uint8 else "none"
@@ -240,6 +243,7 @@ def _trials() -> Iterator[tuple[Conv, Tensor]]:
         for inputs, outputs in ((96, 96), (8, 48)):
             shape = (outputs, inputs, size, size)
             noise = torch.randint(0, 256, (3, inputs, 10, 14), generator=generator).to(torch.uint8)
+            tall = torch.randint(0, 256, (1, inputs, 24, size), generator=generator).to(torch.uint8)
             full = torch.full((1, inputs, 16, 16), 255, dtype=torch.uint8)
             signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
             small = torch.randint(-1, 2, shape, generator=generator)
@@ -248,6 +252,7 @@ def _trials() -> Iterator[tuple[Conv, Tensor]]:
                 (MAX_WEIGHT * torch.ones_like(signs), 16, full),
                 (-MAX_WEIGHT * torch.ones_like(signs), 16, full),
                 (MAX_WEIGHT * signs, 12, noise),
+                (MAX_WEIGHT * signs, 12, tall),
                 (small, 2, noise),  # every fourth sum lies halfway between two integers
             ):
                 shifts = torch.full((outputs,), shift, dtype=torch.int8)
