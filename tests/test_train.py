@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import subprocess
 import sys
 import tarfile
@@ -312,6 +313,30 @@ def test_orthogonalized_is_what_torchs_muon_takes(shape: tuple[int, int]) -> Non
     turned = u.T @ made @ v.T
     assert 0.6 < turned.diagonal().min() <= turned.diagonal().max() < 1.3
     torch.testing.assert_close(turned, torch.diag(turned.diagonal()), atol=1e-3, rtol=0.0)
+
+
+@pytest.mark.usefixtures("small")
+def test_crops_count_by_the_root_of_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of two is that of each alone, the one of the larger error weighed down; their loss is the plain mean."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    x[1] *= 0.1
+    levels = torch.full((2,), SIGMAS.index(0.5))
+
+    def descend(part: slice) -> tuple[float, torch.Tensor]:
+        net = {k: v.requires_grad_() for k, v in model.fresh().items()}
+        error = fit.loss(net, catalog.PHOTO_SPECTRUM, x[part], levels[part])
+        error.backward()
+        gradient = net["out.weight"].grad
+        assert gradient is not None
+        return error.item(), gradient
+
+    (large, first), (little, second), (both, together) = (descend(part) for part in (slice(1), slice(1, 2), slice(2)))
+    assert large > 10 * little
+    assert math.isclose(both, (large + little) / 2, rel_tol=1e-5)
+    weights = [(error + fit.LEAST) ** -fit.EVEN for error in (large, little)]
+    share = (large + little) / (weights[0] * large + weights[1] * little)
+    torch.testing.assert_close(together, share * (weights[0] * first + weights[1] * second) / 2, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.usefixtures("small")

@@ -1,7 +1,8 @@
 """How is the float network trained?
 
-The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the plain
-mean square of that target weighs all noise levels by the filter's own error. The filter's spectrum is fitted first.
+The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the mean
+square of that target weighs all noise levels by the filter's own error, crops besides by their own. The filter's spectrum is
+fitted first.
 Bfloat16 inside the network where the processor has it, exponential moving average, cosine decay over the time given. A stretch
 of training starts where the last one ended: weights, average and moments are kept as four files of under 16 MiB, so that any
 machine lent for minutes can go on.
@@ -40,6 +41,7 @@ EMA = 0.999  # a longer memory holds weights of higher rates when the rate has c
 WARM_UP = 300  # steps
 WALKED = (0.7, -1.4, 0.8)  # share of crops, mean and deviation of their log sigma: a walk evaluates at 0.06 to 0.5 ...
 OTHERS = (0.0, 1.5)  # ... and starts, estimates and other presets at all the rest
+EVEN, LEAST = 0.5, 0.05  # a crop of error r counts by (r + LEAST)^-EVEN: PSNR and bits go by ratios of errors (bench/NOTES.md)
 TELL_SECONDS, SAVE_SECONDS = 5.0, 120.0  # between reports; between checkpoints
 MEASURING = 0.03  # share of the time that measuring the curve may take
 VALIDATED, VALIDATED_SIDE = 32, 128  # held-out middles that the curve is measured on, and their pixels a side
@@ -120,11 +122,17 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def loss(state: State, parameters: Spectrum, x: Tensor, levels: Tensor) -> Tensor:
-    """Mean square of what the network leaves of (x0 - w) / c, on `x` (B, C, s, s) with noise of `levels` (B,)."""
+    """Mean square of what the network leaves of (x0 - w) / c, on `x` (B, C, s, s) with noise of `levels` (B,).
+
+    Its gradient counts crops of large errors for less, in relation: smooth pictures would hardly be heard beside textured ones.
+    """
     sigmas, errors = _levels(parameters, str(x.device))
     noisy = x + sigmas[levels].view(-1, 1, 1, 1) * torch.randn_like(x)
     rest, w = estimate(state, parameters, noisy, levels)
-    return (rest - (x - w) / errors[levels].view(-1, 1, 1, 1)).square().mean()
+    left = (rest - (x - w) / errors[levels].view(-1, 1, 1, 1)).square().mean((1, 2, 3))  # (B,)
+    fixed = left.detach()
+    counts = (fixed + LEAST) ** -EVEN
+    return (counts * left).mean() * fixed.mean() / (counts * fixed).mean()
 
 
 def noises(n: int, device: str) -> Tensor:
