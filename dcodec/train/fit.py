@@ -2,10 +2,9 @@
 
 The network predicts what the Wiener filter leaves, (x0 - w) / c(sigma), on noisy crops at several sizes and scales; the mean
 square of that target weighs all noise levels by the filter's own error, crops besides by their own. The filter's spectrum is
-fitted first.
-Bfloat16 inside the network where the processor has it, exponential moving average, cosine decay over the time given. A stretch
-of training starts where the last one ended: weights, average and moments are kept as four files of two bytes a weight, so that
-any machine lent for minutes can go on.
+fitted first. Bfloat16 inside the network where the processor has it, exponential moving average, cosine decay over the time
+given. A stretch of training starts where the last one ended: weights, average and moments are kept as four files of two bytes a
+weight, so that any machine lent for minutes can go on.
 """
 
 import itertools
