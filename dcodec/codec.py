@@ -9,7 +9,7 @@ TMLR 2025, arXiv 2407.09896, algorithm 1). H is never sent; any prefix of the sy
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from dcodec.transform import Layout, analyze, upsample
 
 MAX_WHOLE = 1 << 20  # values of a picture whose rows span all of it
 CHUNK, CHUNK_GPU = 1 << 18, 1 << 22  # pixels through the denoiser at once by default: more leave a processor's caches
-ESTIMATE_KEY = 1 << 20  # noise of estimates: a step that no walk reaches
+ESTIMATE_KEY, CENTRE_KEY = 1 << 20, 1 << 21  # noise of estimates, of the centre: steps that no walk reaches
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class State:
     measured: rows and measurements, a band. step: quantization step next.
     gains: half octaves of energy, (r,) int64 a band, by which the picture last exceeded what the samples showed, a region.
     samples: of P(x|y) before the last measurements, (S, C, h, w) at `scale`; None at the start and in presets without `warm`.
+    centre: quieter ones, (M, C, h, w), whose mean is nearer to E[x|y] than theirs; None where nobody asked for them yet.
     energy: squared error of the samples' mean to expect off the measured rows, a band that they have (B,).
     accounts: of what rows turned out to be, tile by tile, a band.
     """
@@ -91,6 +92,7 @@ class State:
     gains: tuple[NDArray[np.int64], ...]
     scale: int
     samples: Tensor | None
+    centre: Tensor | None
     energy: NDArray[np.float64]
     accounts: tuple[Account, ...]
 
@@ -137,7 +139,7 @@ def start(setting: Setting) -> State:
     nothing = tuple(Measured.nothing(layout.dim(i)) for i in range(len(layout)))
     gains = tuple(np.zeros(math.prod(layout.regions(i)), np.int64) for i in range(len(layout)))
     accounts = tuple(Account.nothing(math.prod(layout.grid(i))) for i in range(len(layout)))
-    return State(0, setting.first_step, nothing, gains, layout.coarsest, None, np.zeros(0), accounts)
+    return State(0, setting.first_step, nothing, gains, layout.coarsest, None, None, np.zeros(0), accounts)
 
 
 def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directions]:
@@ -149,12 +151,12 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     rounds = []
     for samples in draw_samples(setting, state, scale):  # pictures may be large: only the last round's are kept as such
         rounds.append(analyze(samples, layout, scale))
-    bands = zip(*rounds, strict=True)
+    centre = draw_centre(setting, state, scale, samples) if p.centre and state.samples is not None else None
+    middles = rounds[-1] if centre is None else analyze(centre, layout, scale)
     believed = factors(state.accounts, layout)
-    ahead = 0.0 if state.samples is None else p.ahead
     views = [
-        view(band, m, layout.region(i), factor, ahead)
-        for i, (band, m, factor) in enumerate(zip(bands, state.measured, believed, strict=False))
+        view(band, middle, m, layout.region(i), factor)
+        for i, (*band, middle, m, factor) in enumerate(zip(*rounds, middles, state.measured, believed, strict=False))
     ]
     gains = list(state.gains[: len(views)])
     if p.gains and state.refresh:
@@ -170,7 +172,8 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
         directions = next_rows(views, scales, layout, p, step)
-    return replace(state, samples=samples if p.warm else None, scale=scale, step=step, gains=tuple(gains)), directions
+    drawn = replace(state, samples=samples if p.warm else None, centre=centre, scale=scale, step=step, gains=tuple(gains))
+    return drawn, directions
 
 
 def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]:
@@ -183,18 +186,54 @@ def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]
     the posterior's variance instead of l / (1 + l).
     """
     p, step = setting.profile, state.step / (1 << scale)  # in pixels of this scale
+    x = _raised(setting, state.samples, state.scale, scale, p.samples * (p.coarse if scale else 1))
+    turn = p.rounds * state.refresh
+
+    def draw(i: int) -> Draw:
+        return centred(setting.seed, turn + i, len(x))
+
     if state.samples is None:
         levels = schedule(16.0, _quiet(step), p.evaluations)
-    else:
-        levels = [level(min(max(p.noise * step, 2.0**-5), 16.0))]
-    x = _raised(setting, state, scale, p.samples * (p.coarse if scale else 1))
-    for i in range(p.rounds):
-        turn = p.rounds * state.refresh + i
-        drawn = _solve(setting, state, scale, levels, x, centred(setting.seed, turn, len(x)), turn)
-        if state.samples is not None and i + 1 < p.rounds:
-            drawn = _relaxed(x, drawn, p.relaxation)
-        yield drawn
-        x = x if state.samples is None else drawn
+        return (_solve(setting, state, scale, levels, x, draw(i), turn + i) for i in range(p.rounds))
+    return _rounds(setting, state, scale, [[_round_level(p.noise * step)]] * p.rounds, x, p.relaxation, draw, turn)
+
+
+def draw_centre(setting: Setting, state: State, scale: int, samples: Tensor) -> Tensor:
+    """Where to expect rows: samples of little noise, (M, C, h, w) float32 at `scale`, CPU, whose mean is to stand for E[x|y].
+
+    They go on from refresh to refresh, at first from `samples`. Their noise comes in pairs of z and -z.
+    """
+    p, step = setting.profile, state.step / (1 << scale)
+    begin, at = (samples, scale) if state.centre is None else (state.centre, state.scale)
+    x = _raised(setting, begin, at, scale, p.centre)
+    turn = p.centre_rounds * state.refresh
+
+    def draw(i: int) -> Draw:
+        return antithetic(setting.seed, CENTRE_KEY + turn + i)
+
+    levels = [[_round_level(p.centre_noise * step)]] * p.centre_rounds
+    *_, centre = _rounds(setting, state, scale, levels, x, p.centre_relaxation, draw, turn)
+    return centre
+
+
+def _rounds(
+    setting: Setting, state: State, scale: int, levels: Sequence[Sequence[int]], x: Tensor, relaxation: float,
+    draw: Callable[[int], Draw], turn: int,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Samples of P(x|y) after each round: it adds noise to the last one's and takes it off again, at its `levels`.
+
+    All but the last go `relaxation` times as far as the denoiser says. draw: a round's noise; turn: counts evaluations.
+    """
+    for i, falling in enumerate(levels):
+        drawn = _solve(setting, state, scale, falling, x, draw(i), turn)
+        x = (drawn - x).mul_(relaxation).add_(x) if relaxation != 1.0 and i + 1 < len(levels) else drawn
+        turn += len(falling)
+        yield x
+
+
+def _round_level(sigma: float) -> int:
+    """The level of a round's noise."""
+    return level(min(max(sigma, 2.0**-5), 16.0))
 
 
 def _quiet(step: float) -> float:
@@ -202,13 +241,13 @@ def _quiet(step: float) -> float:
     return 2.0**-5 if step >= 2.0**-4 else 2.0**-6
 
 
-def _raised(setting: Setting, state: State, scale: int, count: int) -> Tensor:
-    """The state's samples at a finer scale, as many as asked for; zeros when there are none."""
+def _raised(setting: Setting, samples: Tensor | None, at: int, scale: int, count: int) -> Tensor:
+    """Samples of scale `at` at a finer one, as many as asked for; zeros when there are none."""
     layout = setting.layout
-    if state.samples is None:
+    if samples is None:
         return torch.zeros(count, layout.channels, *layout.size(scale))
-    x = state.samples[torch.arange(count) % len(state.samples)]
-    for finer in reversed(range(scale, state.scale)):
+    x = samples[torch.arange(count) % len(samples)]
+    for finer in reversed(range(scale, at)):
         x = upsample(x, layout, finer)
     return x
 
@@ -252,7 +291,7 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
 class Passes:
     """How an estimate's samples come: a pass of `first` evaluations, then `rounds` of `each`, with `noise` steps of noise.
 
-    All rounds but the last go `relaxation` times as far as the denoiser says (see `draw_samples`).
+    They begin as the walk's samples, or `centred` as its centre. relaxation: of all rounds but the last (see `_rounds`).
     """
 
     first: int = 8
@@ -260,9 +299,10 @@ class Passes:
     each: int = 3
     noise: float = 1.0
     relaxation: float = 1.0
+    centred: bool = False
 
 
-MEAN = Passes(4, 9, 1, 0.35, 1.75)  # little noise, one evaluation a round: smooth samples, and a good average of them
+MEAN = Passes(0, 9, 1, 0.3, 1.75, centred=True)  # little noise, one evaluation a round: smooth samples, a good average of them
 COLD_MEAN = Passes(4, 3)  # where samples begin as pure noise, there is more to mend
 SAMPLE = Passes(8, 3, 6, 2.0)  # more of both: samples that vary as much as the mean errs (bench/NOTES.md)
 
@@ -273,19 +313,11 @@ def estimate(setting: Setting, state: State, count: int, seed: int, passes: Pass
     A round adds noise of about the step's size and takes it off again: one pass of a split Gibbs sampler (Wu et al. 2024, arXiv
     2405.18782, algorithm 1). The first pass decides much of the picture at noise where y is hardly heard; rounds mend it.
     """
-    x, first = _raised(setting, state, 0, count), 16.0
+    x, first = _raised(setting, state.centre if passes.centred else state.samples, state.scale, 0, count), 16.0
     if state.samples is not None:
         first = min(16.0, max(3.0 * state.step / setting.profile.ratio, 0.5))
     begin = min(max(passes.noise * state.step, 2.0**-4), 4.0)
-    levels = [schedule(first, _quiet(state.step), passes.first)]
+    levels = [schedule(first, _quiet(state.step), passes.first)] if passes.first else []
     levels += [schedule(begin, min(begin / 2, 2.0**-4), passes.each)] * passes.rounds
-    turn = 0
-    for i, falling in enumerate(levels):
-        drawn = _solve(setting, state, 0, falling, x, antithetic(seed, ESTIMATE_KEY + i), turn)
-        x = _relaxed(x, drawn, passes.relaxation) if 0 < i < passes.rounds else drawn
-        turn += len(falling)
+    *_, x = _rounds(setting, state, 0, levels, x, passes.relaxation, lambda i: antithetic(seed, ESTIMATE_KEY + i), 0)
     return x
-
-
-def _relaxed(x: Tensor, drawn: Tensor, relaxation: float) -> Tensor:
-    return drawn if relaxation == 1.0 else (drawn - x).mul_(relaxation).add_(x)

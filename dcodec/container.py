@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 MAGIC = b"\x8adx"
-VERSION = 9
+VERSION = 10
 MAX_SIDE = 4096
 PRESETS = ("fast", "psc", "whole")
 MAX_PROMPT = 2000  # bytes of UTF-8

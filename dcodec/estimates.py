@@ -19,7 +19,7 @@ def mean(setting: Setting, state: State, seed: int | None = None) -> Pixels:
 
 def behind_mean(setting: Setting, state: State, seed: int | None = None) -> Pixels:
     """(S, C, h, w) the samples whose average is the mean estimate; too smooth to look at."""
-    passes = codec.COLD_MEAN if state.samples is None else codec.MEAN
+    passes = codec.COLD_MEAN if state.centre is None else codec.MEAN
     return _drawn(setting, state, setting.profile.averaged, seed, passes)
 
 

@@ -15,8 +15,9 @@ class Profile:
     samples: draws of P(x|y) a round (S) at full size; coarse: times as many at coarser scales; rounds: of them a refresh.
     evaluations: of the denoiser for a sample from pure noise.
     warm: a round starts from the last one's samples, `noise` steps of noise added, and takes one evaluation; all but the last
-    of a refresh go `relaxation` times as far as the denoiser says. The samples' mean is expected to go on, by `ahead` times the
-    way that it went during a refresh's rounds.
+    of a refresh go `relaxation` times as far as the denoiser says.
+    centre: samples of a second, quieter chain, whose mean is where rows are expected (0: where the first one's is);
+    centre_rounds, centre_noise, centre_relaxation: what rounds, noise and relaxation are of the first.
     gains: a small symbol a band and refresh tells how far the picture exceeds the samples' spread, symbols tell it of tiles.
     tile: side of a tile in coefficients, 0 for the whole picture; rank: new rows a tile and refresh at most.
     limit: rows a refresh at most, 0 for no limit.
@@ -48,7 +49,10 @@ class Profile:
     rounds: int = 1
     noise: float = 0.7
     relaxation: float = 1.5
-    ahead: float = 0.75
+    centre: int = 0
+    centre_rounds: int = 8
+    centre_noise: float = 0.3
+    centre_relaxation: float = 1.75
     last_step: float = 2.0**-8
     averaged: int = 8
 
@@ -79,6 +83,6 @@ def profile(preset: str, rows: int = 0) -> Profile:
             tile=0, rank=8, limit=0, own=1.0, first_step=4.0, ratio=0.8, threshold=0.36, averaged=64,
         )  # fmt: skip
     return Profile(
-        "fast", samples=8, coarse=2, rounds=4, warm=True, gains=True, evaluations=8, tile=4, rank=16,
+        "fast", samples=8, coarse=2, rounds=4, centre=2, warm=True, gains=True, evaluations=8, tile=4, rank=16,
         limit=0, own=0.5, first_step=1.0, ratio=0.8408964152537145, threshold=0.36, ripe=0.05,
     )  # fmt: skip

@@ -28,7 +28,7 @@ SPREADS = np.array([2.0**-3 * 2.0 ** (i // 6) * (1.0, 1.122462048309373, 1.25992
 _MIDDLES = SPREADS[:-1] * SPREADS[1:]  # variances halfway between neighbours on the log axis
 SPLITS = 32  # models of the halves of a cell, by where in the cell the projection is expected
 _MAX_OFFSET = 0.4  # from the middle, in widths
-_CERTAINTY = 15.0  # log-odds of the half that is expected, a width off the middle (bench/NOTES.md)
+_CERTAINTY = 10.0  # log-odds of the half that is expected, a width off the middle (bench/NOTES.md)
 
 
 def level_of(loc: Array, variance: Array, middle: Array, width: Array, step: float) -> NDArray[np.int64]:

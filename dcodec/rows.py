@@ -127,27 +127,23 @@ class View:
         return np.maximum(np.bincount(self.region, total), 0.0)
 
 
-def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: Array, ahead: float) -> View:
+def view(rounds: Sequence[Tensor], centre: Tensor, measured: Measured, region: Tensor, factor: Array) -> View:
     """Summarize the samples of a band, (S, T, p) a round; region, factor (T,): of its tiles, see View.
 
-    The mean is the last round's and, as samples drift towards the picture, `ahead` times the way from the first round's on.
-    Deviations are from the mean of their own round.
+    The mean is that of `centre` (M, T, p). Deviations are from the mean of their own round.
     """
     (count, tiles, p), n = rounds[0].shape, len(rounds)
     mean = np.empty((tiles, p))
 
-    def deviations_of(part: slice) -> tuple[Array, Array]:
-        """(n, t, p) means of rounds and (n, S, t, p) deviations, in units of 2**-VALUE_BITS."""
-        # as `to_fixed`, by numpy: on several threads, torch's own wait for each other
-        fixed = np.rint(np.stack([band[:, part].numpy() for band in rounds], dtype=np.float64) * 2.0**VALUE_BITS)
-        means = fixed.sum(axis=1) / float(count)  # the sum is exact
-        fixed -= means[:, None]
-        return means, fixed
+    def deviations_of(part: slice) -> Array:
+        """(n, S, t, p) in units of 2**-VALUE_BITS."""
+        fixed = _fixed([band[:, part] for band in rounds])
+        fixed -= (fixed.sum(axis=1) / float(count))[:, None]  # the sum is exact
+        return fixed
 
     def widest(part: slice) -> float:
-        means, d = deviations_of(part)
-        mean[part] = means[-1] + (means[-1] - means[0]) * ahead
-        return float(np.abs(d).max())
+        mean[part] = _fixed([centre[:, part]])[0].sum(axis=0) / float(len(centre))
+        return float(np.abs(deviations_of(part)).max())
 
     exponent = int(np.frexp(max(each(widest, tiles, n * count * p)))[1]) - DEVIATION_BITS
     deviations, energy = np.empty((tiles, p, n * count), np.int16), np.empty(tiles)
@@ -155,7 +151,7 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
     spread = np.zeros((tiles, measured.rows.shape[1]))
 
     def look(part: slice) -> None:
-        d = deviations_of(part)[1].reshape(n * count, -1, p)
+        d = deviations_of(part).reshape(n * count, -1, p)
         d = np.rint(np.ascontiguousarray(np.moveaxis(d, 0, -1)) * 2.0**-exponent)  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
@@ -171,6 +167,11 @@ def view(rounds: Sequence[Tensor], measured: Measured, region: Tensor, factor: A
     all_of, given = np.bincount(regions, energy), np.bincount(regions, energy * factor)
     factor = factor * np.divide(all_of, given, out=np.ones(len(given)), where=given > 0.0)[regions]
     return View(mean, deviations, dof, unit, energy, spread[measured.tiles], measured, regions, factor)
+
+
+def _fixed(bands: Sequence[Tensor]) -> Array:
+    """Integers in units of 2**-VALUE_BITS. As `to_fixed`, by numpy: on several threads, torch's own wait for each other."""
+    return np.rint(np.stack([band.numpy() for band in bands], dtype=np.float64) * 2.0**VALUE_BITS)
 
 
 def next_rows(

@@ -141,7 +141,7 @@ class Written:
                 if turn < len(self.turns) - len(self.steps):  # too far back: decode
                     return next(states(self.header.pack() + payload, self.header, setting, [self.header.size + size]))[1]
                 step = self.steps[turn - len(self.turns)]
-                before = replace(step.before, samples=step.after.samples, scale=step.after.scale)
+                before = replace(step.before, samples=step.after.samples, centre=step.after.centre, scale=step.after.scale)
                 return learn(setting, before, step.directions, symbols)
         return self.steps[-1].after
 
@@ -178,7 +178,7 @@ def states(
     for state in walk(setting, reader):
         for size, (directions, symbols) in sorted(reader.cuts.items()):
             assert last is not None
-            before = replace(last, samples=state.samples, scale=state.scale)
+            before = replace(last, samples=state.samples, centre=state.centre, scale=state.scale)
             yield size + begin, learn(setting, before, directions, symbols)
             waiting.remove(size + begin)
         if progress:

@@ -72,8 +72,9 @@ def assert_same(a: State, b: State) -> None:
         for name in ("tiles", "rows", "y", "width", "variance"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert (a.refresh, a.step, a.scale) == (b.refresh, b.step, b.scale)
-    assert (a.samples is None) == (b.samples is None)
-    assert a.samples is None or torch.equal(a.samples, b.samples)
+    for own, others in ((a.samples, b.samples), (a.centre, b.centre)):
+        assert (own is None) == (others is None)
+        assert own is None or (others is not None and torch.equal(own, others))
 
 
 def rows_measured(state: State) -> int:
@@ -345,20 +346,24 @@ def test_a_textured_half_gets_gains_of_its_own(draw: Draw, prior: GaussianPrior)
 
 
 def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
-    """The mean goes on where rounds went; samples deviate from their own round's; the last one goes on to the next refresh."""
+    """Samples deviate from the mean of their own round; the last one goes on to the next refresh, and so does the centre."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     before, p = own.steps[-1].before, setting.profile
     rounds = list(draw_samples(setting, before, own.steps[-1].after.scale))
     assert [len(samples) for samples in rounds] == [p.samples] * p.rounds
     assert own.steps[-1].after.samples is not None
     assert torch.equal(rounds[-1], own.steps[-1].after.samples)
+    centre = codec.draw_centre(setting, before, own.steps[-1].after.scale, rounds[-1])
+    assert len(centre) == p.centre
+    assert own.steps[-1].after.centre is not None
+    assert torch.equal(centre, own.steps[-1].after.centre)
     index = len(setting.layout) - 1
     bands = torch.stack([analyze(samples, setting.layout)[index] for samples in rounds]).double().numpy()
+    middle = analyze(centre, setting.layout)[index]
     nothing = Measured.nothing(setting.layout.dim(index))
     region = setting.layout.region(index)
-    seen = view(torch.from_numpy(bands).float().unbind(), nothing, region, np.ones(len(region)), 0.5)
-    first, *_, last = bands.mean(1)
-    np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, last + 0.5 * (last - first), atol=2.0**-VALUE_BITS)
+    seen = view(torch.from_numpy(bands).float().unbind(), middle, nothing, region, np.ones(len(region)))
+    np.testing.assert_allclose(seen.mean * 2.0**-VALUE_BITS, middle.double().numpy().mean(0), atol=2.0**-VALUE_BITS)
     spread = bands.var(1, ddof=1).mean(0)  # (T, p), pooled over rounds
     np.testing.assert_allclose(seen.energy * seen.unit**2, spread.sum(1), rtol=0.02)
 
@@ -375,7 +380,9 @@ def test_evaluations_count_by_their_size(draw: Draw, prior: GaussianPrior) -> No
     dcodec.encode(x, size=HEADER_SIZE + 120, prior=prior, report=report)
     scales = [3] * (p.evaluations - 1) + taken[: report["refreshes"]]
     samples = [p.samples * (p.coarse if scale else 1) for scale in scales]
-    assert report["nfe"] == round(sum(n * p.rounds * 0.25**scale for n, scale in zip(samples, scales, strict=True)))
+    walked = sum(n * p.rounds * 0.25**scale for n, scale in zip(samples, scales, strict=True))
+    centred = sum(p.centre * p.centre_rounds * 0.25**scale for scale in taken[1 : report["refreshes"]])
+    assert report["nfe"] == round(walked + centred)
 
 
 def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
@@ -385,7 +392,7 @@ def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: Gauss
     assert state.samples is not None
     bands = analyze(state.samples, setting.layout, state.scale)
     regions = [setting.layout.region(i) for i in range(len(bands))]
-    views = [view([band], m, r, np.ones(len(r)), 0.0) for band, m, r in zip(bands, state.measured, regions, strict=False)]
+    views = [view([band], band, m, r, np.ones(len(r))) for band, m, r in zip(bands, state.measured, regions, strict=False)]
     directions = next_rows(views, [np.ones(1)] * len(views), setting.layout, p, state.step)
     waiting = 0
     for band, m, seen, found in zip(bands, state.measured, views, directions.bands, strict=False):
@@ -491,7 +498,8 @@ def test_report_counts_what_was_done(draw: Draw) -> None:
     data = encode(draw(3, 24, 24), size=70, report=coded, progress=lambda done, of, note: heard.append((done, of)))
     dcodec.decode(data, report=decoded)
     p = profile("fast")
-    walk = p.samples * p.rounds * (p.evaluations + coded["refreshes"] - 1)
+    later = coded["refreshes"] - 1
+    walk = p.samples * p.rounds * (p.evaluations + later) + p.centre * p.centre_rounds * later
     assert coded["nfe"] == walk
     assert decoded["nfe"] >= walk
     assert (coded["bytes"], decoded["bytes"]) == (70, 70)

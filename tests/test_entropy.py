@@ -250,7 +250,7 @@ def test_splits_are_coded_by_where_in_its_cell_a_projection_is_expected() -> Non
     chances = [upper_chance(i) for i in range(SPLITS)]
     assert chances == sorted(chances)
     np.testing.assert_allclose(np.array(chances) + chances[::-1], 1)
-    assert chances[0] == pytest.approx(1 / (1 + math.exp(15 * 0.4 * 31 / 32)))  # SPEC.md's log-odds, in the middle of the first
+    assert chances[0] == pytest.approx(1 / (1 + math.exp(10 * 0.4 * 31 / 32)))  # SPEC.md's log-odds, in the middle of the first
     assert chances[SPLITS // 2 - 1] > 0.4
     rng = np.random.default_rng(0)
     for i in range(SPLITS):  # and the coder spends what the model says

@@ -40,10 +40,10 @@ def test_decode_gives_these_pixels(name: str) -> None:
 def test_header_bytes() -> None:
     """Every field where SPEC.md says, as literal bytes; the streams' headers begin alike."""
     fast = Header(640, 480, False, "fast", 0, b"\xaa\xbb", seed=7, step=130, fingerprint=b"\xcc\xdd")
-    assert fast.pack().hex(" ") == "8a 64 78 90 02 7f 01 df aa bb 07 82 cc dd d2"
+    assert fast.pack().hex(" ") == "8a 64 78 a0 02 7f 01 df aa bb 07 82 cc dd ce"
     psc = Header(1, 65536, True, "psc", 5, b"\xaa\xbb", seed=255, step=128, fingerprint=b"\xcc\xdd")
-    assert psc.pack().hex(" ") == "8a 64 78 93 00 00 ff ff aa bb ff 2c cc dd 2c"
+    assert psc.pack().hex(" ") == "8a 64 78 a3 00 00 ff ff aa bb ff 2c cc dd 30"
     gaussian = catalog.find("gaussian").digest[:2].hex(" ")
-    assert stream("fast-colour")[:12].hex(" ") == f"8a 64 78 90 00 27 00 1b {gaussian} 00 80"
-    assert stream("psc-colour")[:12].hex(" ") == f"8a 64 78 92 00 03 00 04 {gaussian} ff 2c"
+    assert stream("fast-colour")[:12].hex(" ") == f"8a 64 78 a0 00 27 00 1b {gaussian} 00 80"
+    assert stream("psc-colour")[:12].hex(" ") == f"8a 64 78 a2 00 03 00 04 {gaussian} ff 2c"
     assert gaussian == "1b f8"
