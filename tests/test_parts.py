@@ -69,8 +69,8 @@ def test_rows_are_the_same_on_any_number_of_threads() -> None:
     for threads in (1, 3, 4):
         torch.set_num_threads(threads)
         views = [
-            view(rounds[i], rounds[i][-1], Measured.nothing(layout.dim(i)), layout.region(i), np.ones(math.prod(layout.grid(i))))
-            for i in bands
+            view(r, r[-1], Measured.nothing(layout.dim(i)), layout.region(i), np.ones(math.prod(layout.grid(i))))
+            for i, r in enumerate(rounds)
         ]
         directions = next_rows(views, [np.ones(math.prod(layout.regions(i))) for i in bands], layout, fast, 0.02)
         assert len(directions) > 1000
