@@ -20,11 +20,12 @@ from PIL import __version__ as pillow_version
 import dcodec
 from bench import bpg, peers, plugins, states
 from bench.points import Codec, Job, Missing, Point, label
-from dcodec import codec, estimates, spread, stream
+from dcodec import estimates, spread, stream
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
 from dcodec.session import Session
+from dcodec.state import Setting, State
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Dcodec:
                 yield Point(name, estimate, size, shown, encode_s, decode_s, nfe, std)
             begin, mark = time.process_time(), counted.evaluations
 
-    def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[codec.Setting, stream.Written]:
+    def _walk(self, picture: NDArray[np.uint8], size: int) -> tuple[Setting, stream.Written]:
         """What `dcodec.encode` does for `size` bytes, with all steps kept."""
         x = from_array(picture)
         prior = catalog.load(catalog.find(self.weights))
@@ -105,7 +106,7 @@ class Dcodec:
 
 
 def _estimate(
-    setting: codec.Setting, state: codec.State, estimate: str
+    setting: Setting, state: State, estimate: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """What dcodec shows, and for the mean the spread of the samples behind it (as `dcodec.progressive`)."""
     if estimate == "sample":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import limit, states
 from bench.metrics import psnr
-from dcodec import codec, estimates, spread
+from dcodec import estimates, spread
 from dcodec.container import HEADER_SIZE
 from dcodec.exact.noise import normal
 from dcodec.exact.pca import BITS
@@ -75,7 +75,7 @@ def super_resolution(prior: Prior, picture: Picture, factor: int) -> tuple[float
     layout = Layout(3, h, w, 0, factor)
     measured = block_averages(x, layout, factor)
     drawn = bicubic.expand(SAMPLES, -1, -1, -1)
-    how = codec.COLD_MEAN
+    how = estimates.COLD_MEAN
     passes = [schedule(HIDING, 2.0**-6, how.first)] + [schedule(ROUND, 2.0**-4, how.each)] * how.rounds
     turn = 0
     for i, levels in enumerate(passes):
@@ -99,14 +99,14 @@ def block_averages(x: Tensor, layout: Layout, factor: int) -> Measured:
 def calibration(prior: Prior, picture: Picture, rates: Sequence[float] = RATES) -> Iterator[tuple[float, float, float]]:
     """Variance of the samples that a decoder shows, of its uncertainty map, and squared error of its mean; at each rate.
 
-    The samples behind the mean (`codec.MEAN`) are no measure of it: their few evaluations make them smooth.
+    The samples behind the mean (`estimates.MEAN`) are no measure of it: their few evaluations make them smooth.
     """
     x = to_tensor(picture)
     sizes = [max(HEADER_SIZE, int(rate * x[0, 0].numel() / 8)) for rate in rates]
     setting, written = states.walk(prior, x, max(sizes))
     for size in sizes:
         state = written.settled(setting, size - HEADER_SIZE)
-        drawn = codec.estimate(setting, state, SAMPLES, 0, codec.SAMPLE)
+        drawn = estimates.estimate(setting, state, SAMPLES, 0, estimates.SAMPLE)
         error = torch.from_numpy(estimates.mean(setting, state)) - x[0]
         shown = np.square(spread.std(setting, state, drawn.numpy()), dtype=np.float64).mean()
         yield float(drawn.double().var(0).mean()), float(shown), float(error.double().square().mean())

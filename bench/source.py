@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from bench import states
-from dcodec import codec, estimates, stream
+from dcodec import estimates, stream
 from dcodec.entropy import Encoder
 from dcodec.exact.functions import exp, normal_cdf
 from dcodec.prior.gaussian import GaussianPrior, spectrum
+from dcodec.state import State
 
 Array = NDArray[np.float64]
 
@@ -59,7 +60,7 @@ def walk(side: int, seed: int, stop: float) -> tuple[list[int], list[float]]:
     bits: list[int] = []
     psnr: list[float] = []
 
-    def enough(state: codec.State, encoder: Encoder) -> bool:
+    def enough(state: State, encoder: Encoder) -> bool:
         mean = torch.from_numpy(estimates.mean(setting, state))
         bits.append(encoder.bits)
         psnr.append(10 * math.log10(4 / float((mean - x[0]).square().mean())))

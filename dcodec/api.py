@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dcodec.codec import Setting, State
     from dcodec.entropy import Encoder
     from dcodec.prior import Prior
+    from dcodec.state import Setting, State
     from dcodec.stream import Written
 
 Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
@@ -106,10 +106,10 @@ def encode(
     import torch
 
     from dcodec import estimates
-    from dcodec.codec import Setting
     from dcodec.domain import enter
     from dcodec.exact.machine import fingerprint
     from dcodec.prior.counted import Counted
+    from dcodec.state import Setting
 
     loaded = catalog.load(entry, device, arithmetic) if isinstance(prior, str) else prior
     header = replace(header, prior=loaded.digest[:2])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec.codec import Setting
+from dcodec.state import Setting
 
 Pixels = NDArray[np.float32]  # (B, C, h, w)
 LUMA = math.sqrt(3.0)  # gray pictures are coded as the luma coordinate of equal R, G and B

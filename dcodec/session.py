@@ -9,8 +9,8 @@ from dcodec.container import BitstreamError, Header
 from dcodec.prior import Prior, catalog
 
 if TYPE_CHECKING:
-    from dcodec.codec import Setting, State
     from dcodec.prior.counted import Counted
+    from dcodec.state import Setting, State
 
 Progress = Callable[[int, int, str], None]  # bits done, bits in all, a note
 
@@ -43,9 +43,9 @@ class Session:
             raise BitstreamError(
                 f"the stream describes {header.width}x{header.height} pixels, the limit is {max_side} a side (--max-side)"
             )
-        from dcodec.codec import Setting  # now that there is something to decode
         from dcodec.exact.machine import fingerprint
         from dcodec.prior.counted import Counted
+        from dcodec.state import Setting  # now that there is something to decode
 
         native = bool(header.machine)
         if native and header.machine != fingerprint(device, chunk):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcodec.codec import Setting, State
 from dcodec.domain import Pixels, enter, leave
+from dcodec.state import Setting, State
 from dcodec.transform import analyze, synthesize
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec.codec import MAX_GAIN, Setting, State, learn, walk
+from dcodec.codec import MAX_GAIN, learn, walk
 from dcodec.container import BitstreamError, Header
 from dcodec.entropy import Decoder, Encoder
 from dcodec.quantize import Symbols
 from dcodec.rows import Directions, View
+from dcodec.state import Setting, State
 from dcodec.transform import analyze
 
 _NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0, np.zeros(0))

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import dcodec
-from dcodec import codec, stream
-from dcodec.codec import Passes, Setting, State, draw_samples
+from dcodec import chains, codec, estimates, stream
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact.pca import BITS as ROW_BITS
@@ -28,6 +27,7 @@ from dcodec.prior import catalog
 from dcodec.prior.gaussian import GaussianPrior
 from dcodec.profiles import profile
 from dcodec.rows import next_rows, view
+from dcodec.state import Setting, State, start
 from dcodec.stream import Writer, Written
 from dcodec.transform import analyze
 
@@ -115,8 +115,8 @@ def test_a_drawn_digit_goes_through_a_few_bytes() -> None:
     """The small prior whole: what it imagines looks like a digit, and it codes one in 40 bytes."""
     entry = catalog.find("mnist")
     empty = Header(28, 28, True, "whole", 0, entry.digest[:2])
-    setting = codec.Setting.of(empty, catalog.load(entry))
-    drawn = codec.estimate(setting, codec.start(setting), 1, 5, Passes(12))[0].numpy() / np.float32(math.sqrt(3))
+    setting = Setting.of(empty, catalog.load(entry))
+    drawn = estimates.estimate(setting, start(setting), 1, 5, estimates.Passes(12))[0].numpy() / np.float32(math.sqrt(3))
     assert drawn[0, :2].max() < -0.9  # the margin is black
     assert drawn.max() > 0.9  # the stroke is white
     data = dcodec.encode(to_image(drawn), size=40, prior="mnist", preset="whole")
@@ -349,11 +349,11 @@ def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
     """Samples deviate from the mean of their own round; the last one goes on to the next refresh, and so does the centre."""
     setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
     before, p = own.steps[-1].before, setting.profile
-    rounds = list(draw_samples(setting, before, own.steps[-1].after.scale))
+    rounds = list(chains.draw_samples(setting, before, own.steps[-1].after.scale))
     assert [len(samples) for samples in rounds] == [p.samples] * p.rounds
     assert own.steps[-1].after.samples is not None
     assert torch.equal(rounds[-1], own.steps[-1].after.samples)
-    centre = codec.draw_centre(setting, before, own.steps[-1].after.scale, rounds[-1])
+    centre = chains.draw_centre(setting, before, own.steps[-1].after.scale, rounds[-1])
     assert len(centre) == p.centre
     assert own.steps[-1].after.centre is not None
     assert torch.equal(centre, own.steps[-1].after.centre)
@@ -429,7 +429,7 @@ def test_samples_agree_with_the_bits(channels: int, draw: Draw, prior: GaussianP
             parts.append((2 * (projection - m.y) / np.where(known, m.width, 1))[:, known])
         return np.concatenate(parts, 1)
 
-    samples = deviations(codec.estimate(setting, state, 8, 3, codec.SAMPLE))
+    samples = deviations(estimates.estimate(setting, state, 8, 3, estimates.SAMPLE))
     assert samples.shape[1] > 100
     assert 0.3 < np.sqrt((samples**2).mean()) < 0.69  # 0.58 if they filled their cells evenly
     assert np.abs(samples).max() < 1.05

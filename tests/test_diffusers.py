@@ -313,8 +313,8 @@ def test_windows_leave_no_seams() -> None:
 
 def test_models_of_a_size_see_whole_pictures_only(saved: dict[str, Path]) -> None:
     """Their samples are never drawn at scales at which a picture is smaller than the model's own."""
-    from dcodec.codec import Setting
     from dcodec.container import Header
+    from dcodec.state import Setting
 
     prior = DiffusersPrior.load(saved["epsilon"], "epsilon", arithmetic="native")
     photo = catalog.load(catalog.find("photo"))

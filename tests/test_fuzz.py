@@ -16,9 +16,9 @@ from conftest import Draw
 from PIL import Image
 
 import dcodec
-from dcodec.codec import Setting
 from dcodec.container import HEADER_SIZE, MAGIC, PRESETS, Header
 from dcodec.prior.gaussian import GaussianPrior
+from dcodec.state import Setting
 from dcodec.stream import states
 
 SECONDS = 2  # of processor time, that damage may take to be found

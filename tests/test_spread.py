@@ -3,18 +3,19 @@
 import torch
 
 from bench import states
-from dcodec import codec, spread
+from dcodec import estimates, spread
 from dcodec.container import Header
 from dcodec.prior.gaussian import GaussianPrior
+from dcodec.state import Setting, State, start
 from dcodec.transform import analyze
 
 
-def walked(size: int) -> tuple[codec.Setting, codec.State, torch.Tensor]:
+def walked(size: int) -> tuple[Setting, State, torch.Tensor]:
     """Setting, state and samples after `size` bytes of a 48 x 40 picture."""
     prior = GaussianPrior()
     setting, written = states.walk(prior, torch.from_numpy(prior.draw(3, 48, 40, 5))[None], size)
     state = written.settled(setting, size - 15)
-    return setting, state, codec.estimate(setting, state, 6, 0, codec.Passes(4))
+    return setting, state, estimates.estimate(setting, state, 6, 0, estimates.Passes(4))
 
 
 def test_only_the_pattern_of_the_samples_counts() -> None:
@@ -35,7 +36,7 @@ def test_it_falls_with_the_bits() -> None:
 
 def test_without_gains_the_samples_are_all_there_is() -> None:
     prior = GaussianPrior()
-    setting = codec.Setting.of(Header(24, 24, False, "psc", 4, prior.digest[:2]), prior)
+    setting = Setting.of(Header(24, 24, False, "psc", 4, prior.digest[:2]), prior)
     drawn = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    calibrated = spread.calibrated(setting, codec.start(setting), drawn)
+    calibrated = spread.calibrated(setting, start(setting), drawn)
     torch.testing.assert_close(calibrated, drawn - drawn.mean(0))

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec import codec, stream
-from dcodec.codec import Setting, State
+from dcodec import chains, stream
 from dcodec.container import Header
 from dcodec.posterior import level
 from dcodec.prior import SIGMAS
 from dcodec.prior.gaussian import GaussianPrior
+from dcodec.state import Setting, State, start
 from dcodec.surprise import ABOVE, BESIDE, COMMON, FORGET, LIMIT, TRUST, Account, factors
 from dcodec.transform import Layout, analyze
 
@@ -154,8 +154,8 @@ def test_over_relaxed_rounds_settle_where_theory_says(step: float) -> None:
     setting = Setting.of(header, prior)
     p = replace(setting.profile, rounds=60, samples=64)
     setting = replace(setting, profile=p)
-    state = replace(codec.start(setting), step=step, samples=torch.zeros(64, 3, 16, 16), scale=0)
-    *rounds, last = codec.draw_samples(setting, state, 0)
+    state = replace(start(setting), step=step, samples=torch.zeros(64, 3, 16, 16), scale=0)
+    *rounds, last = chains.draw_samples(setting, state, 0)
     sigma = SIGMAS[level(p.noise * step)]
     share, w = 1 / (1 + sigma**2), p.relaxation
     expected = w * share / (2 - w + w * share)

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import truncnorm
 from sklearn.decomposition import PCA
 
-from dcodec import codec, positions, stream
+from dcodec import codec, estimates, positions, stream
 from dcodec.cells import RATIOS, within
-from dcodec.codec import Setting
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact import functions, noise
@@ -27,6 +26,7 @@ from dcodec.posterior import Measured, antithetic, centred, sample, schedule
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import PHOTO_SPECTRUM
 from dcodec.prior.gaussian import GaussianPrior, dct_matrix, opponent, spectrum, wiener
+from dcodec.state import Setting, State, start
 from dcodec.transform import Layout, analyze, extend, join, split, synthesize, upsample
 
 Array = NDArray[np.float64]
@@ -73,7 +73,7 @@ def test_psc_keeps_to_the_rate_distortion_function(prior: GaussianPrior) -> None
         data = written.header.pack() + written.encoder.cut(payloads[-1])
         sizes = [HEADER_SIZE + n for n in payloads]
         for i, (size, state) in enumerate(stream.states(data, written.header, setting, sizes)):
-            mean = codec.estimate(setting, state, 64, 1, codec.Passes()).double().mean(0)
+            mean = estimates.estimate(setting, state, 64, 1, estimates.Passes()).double().mean(0)
             errors[i] += float(((mean - x[0]) ** 2).sum()) / pictures
             rows[i] += settled_rows(written, size - HEADER_SIZE) / pictures
     bits = 8.0 * np.array(payloads)
@@ -89,7 +89,7 @@ def test_first_rows_of_psc_are_the_principal_components(seed: int, prior: Gaussi
     h, w, k = 10, 14, 8
     header = Header(w, h, True, "psc", k, prior.digest[:2], seed)
     setting = Setting.of(header, prior)
-    _, directions = codec.propose(setting, codec.start(setting), stream.Reader(header, b""))
+    _, directions = codec.propose(setting, start(setting), stream.Reader(header, b""))
     rows = directions.bands[0].rows[0][directions.column] * UNIT
     np.testing.assert_allclose(rows @ rows.T, np.eye(k), atol=2.0**-18)
     covariance = prior.covariance(1, h, w)
@@ -164,7 +164,7 @@ def test_sampler_with_rows_that_a_walk_finds(prior: GaussianPrior) -> None:
     x = torch.from_numpy(prior.draw(1, h, w, 5))[None]
     header = Header(w, h, True, "psc", 4, prior.digest[:2])
     setting = Setting.of(header, prior)
-    found: list[codec.State] = []
+    found: list[State] = []
     stream.encode(x, header, setting, lambda state, encoder: bool(found.append(state)) or state.refresh == 8)
     for state in found[::3]:
         check_sampler(prior, state.measured[0], setting.layout, 8)
