@@ -1,6 +1,6 @@
 """Do imports go one way? Read from the source, so that an import inside a function counts too.
 
-    cli > api > session, estimates, spread > stream > codec > surprise > rows > posterior, entropy, profiles > priors
+    cli > api > session, estimates, spread > stream > codec > chains > state > surprise > rows > posterior, entropy, profiles > priors
     > transform, quantize, container, exact
 """
 
@@ -24,6 +24,8 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["entropy", "profiles", "posterior", "pictures"],
     ["rows"],
     ["surprise"],
+    ["state"],
+    ["chains"],
     ["codec"],
     ["stream"],
     ["domain"],
