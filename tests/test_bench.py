@@ -288,11 +288,11 @@ def test_quantization_by_entropy_and_centroid():
 
 
 def test_walk_on_a_gaussian_source_stays_near_the_ideal_code():
-    """Ratio of bits; the goal is 1.1 (measured: 1.28 over four pictures and 20, 22, 24, 27 dB)."""
+    """Ratio of bits; the goal is 1.1 (measured: 1.257 over eight pictures and 20, 22, 24, 27 dB)."""
     found = source.ratios([22, 24], range(2), 64)
     assert found.shape == (2, 2)
     assert found.min() > 1
-    assert found.mean() < 1.35
+    assert found.mean() < 1.3
 
 
 # ------------------------------------------------------------------------------------------- BD-rate
