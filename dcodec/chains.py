@@ -22,8 +22,8 @@ CENTRE_KEY = 1 << 21  # noise of the centre: steps that neither a walk's samples
 def draw_samples(setting: Setting, state: State, scale: int) -> Iterator[Tensor]:
     """Samples of P(x|y) at `scale` for a refresh, round after round: (S, C, h, w) float32, CPU.
 
-    From the last refresh's samples, where there are some: a round adds noise of the step's size to them and takes it off again,
-    in one evaluation. Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
+    From the last refresh's samples, where there are some, with noise of the step's size; else each round from pure noise.
+    Many samples count for more than good ones: PCA is after their directions, gains mend their spread.
     All rounds but the last go further than the denoiser says (over-relaxation: Adler 1981), to x + w (D(x + s z) - x): in a
     direction in which D keeps a share l, w (1 - l) of the way to the mean instead of 1 - l, and to w l / (2 - w + w l) of
     the posterior's variance instead of l / (1 + l).
