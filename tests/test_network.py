@@ -307,8 +307,13 @@ def reference_body(tensors: dict[str, torch.Tensor], inp: NDArray[np.float32], l
         x = blocks(f"up.{i}", x)
         name = ending("out", i)
         if f"{name}.weight" in tensors:
-            written = raw(name, read(x, exponent(name), 0), padding=1) * tensors[f"{name}.gain"].numpy()[:, None, None]
-            y = y + shuffle(written, 16 >> (coarsest - i))
+            u = read(x, exponent(name), 0)
+            written = raw(name, u, padding=1)
+            if f"{name}.fine" in tensors:
+                none = np.zeros_like(values(f"{name}.shift"))
+                rest = reference_sum(u, values(f"{name}.fine"), none, 1, 1)
+                written = written + np.ldexp(rest, -values(f"{name}.shift")[:, None, None] - 5).astype(np.float32)
+            y = y + shuffle(written * tensors[f"{name}.gain"].numpy()[:, None, None], 16 >> (coarsest - i))
     return y
 
 
@@ -343,14 +348,19 @@ def test_tiny_network_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch
 @every_kernel
 def test_a_tiny_network_with_a_finer_stage_matches_int64(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNEL_VARIABLE, kernel)
-    tensors, inp = tiny_tensors(widths=FINER), pictures(2, 32, 48)
+    tensors, inp, generator = tiny_tensors(widths=FINER), pictures(2, 32, 48), torch.Generator().manual_seed(0)
+    for name in ("out", "out.1"):
+        fine = torch.randint(-16, 17, tensors[f"{name}.weight"].shape, generator=generator)
+        tensors[f"{name}.fine"] = fine.to(torch.int8)
     coarser_alone = tensors | {"out.gain": torch.zeros(12)}
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("out") or not name.endswith(".fine")}
     for level in (0, 88):
         expected = reference_body(tensors, inp.numpy(), level)
         assert np.isfinite(expected).all()
         assert expected.std() > 1
         np.testing.assert_array_equal(Body.load(tensors)(inp, level).numpy(), expected)
         assert reference_body(coarser_alone, inp.numpy(), level).std() > 1
+        assert (reference_body(without, inp.numpy(), level) != expected).any()
 
 
 @every_kernel
@@ -513,6 +523,20 @@ def test_a_quantized_float_network_computes_nearly_the_same(arch: str, widths: t
         true = model.body(state, fresh, torch.full((4,), level))
         error = (body(fresh, level) - true).square().mean() / true.square().mean()
         assert error < 10**-2.5  # 25 dB
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, FINER])
+def test_weights_that_write_to_the_picture_keep_twelve_bits(widths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = float_network("unet", widths, generator)
+    levels = torch.arange(len(SIGMAS))
+    inp = torch.randn((len(levels), 6, 32, 32), generator=generator)
+    tensors, state = training.quantize(state, inp, levels), balance(state, inp, levels)
+    for name in ["out"] if widths == WIDTHS else ["out", "out.1"]:
+        grid = tensors[f"{name}.gain"].view(-1, 1, 1, 1) * 2.0 ** -int(tensors[f"{name}.exponent"])
+        kept = (tensors[f"{name}.weight"] + tensors[f"{name}.fine"] * 2.0**-5) * grid
+        error = (kept - state[f"{name}.weight"]).abs().flatten(1).amax(1) / state[f"{name}.weight"].abs().flatten(1).amax(1)
+        assert error.max() < 2.0**-11
 
 
 if __name__ == "__main__":

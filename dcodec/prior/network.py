@@ -23,7 +23,8 @@ from dcodec.prior import SIGMAS
 
 LEVELS = len(SIGMAS)
 MULTIPLE = 16  # of heights and widths: the coarsest stage's grid
-FINE_BITS = 7  # the first layer's weights are integers plus `fine` * 2^-FINE_BITS
+FINE_BITS = 7  # weights that read the picture are integers plus `fine` * 2^-FINE_BITS ...
+WRITTEN_BITS = 5  # ... and those that write to it, as some layers have so many that sums of 7 bits reach 2^24
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +94,20 @@ class Write:
     """How a stage writes to the picture: its input is read in units of 2^exponent."""
 
     conv: Conv
+    fine: Conv | None  # on the same input, what the 8-bit weights have left, as in Read; files before 2026-11-30 have none
     exponent: int
     gain: Tensor  # (1, C patch^2, 1, 1) float32: the real value of one unit of the sum
 
     def __call__(self, x: Tensor, patch: int) -> Tensor:
         """x (B, I, h, w) float32 -> (B, C, patch h, patch w) float32."""
-        return F.pixel_shuffle(self.conv.raw(to_u8(x, self.exponent)).mul_(self.gain), patch)
+        u = to_u8(x, self.exponent)
+        y = self.conv.raw(u)
+        y = y.add_(self.fine.raw(u)) if self.fine else y
+        return F.pixel_shuffle(y.mul_(self.gain), patch)
 
     def to(self, device: torch.device) -> "Write":
         """The same layer on `device`."""
-        return Write(self.conv.to(device), self.exponent, self.gain.to(device))
+        return Write(self.conv.to(device), self.fine and self.fine.to(device), self.exponent, self.gain.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +175,16 @@ class Body:
         def read(name: str) -> Read:
             low = conv(name)
             high = _uncentred(replace(low, bias=torch.zeros_like(low.bias), shift=low.shift - 8))
-            fine = replace(high, weight=tensors[f"{name}.fine"], bias=torch.zeros_like(low.bias))
-            return Read(high, _uncentred(replace(fine, shift=high.shift + FINE_BITS)), low, exponent(name))
+            return Read(high, _uncentred(finer(name, high, FINE_BITS)), low, exponent(name))
 
         def write(name: str) -> Write:
-            gain = tensors[f"{name}.gain"].to(torch.float32).view(1, -1, 1, 1)
-            return Write(conv(name, 1, 1), exponent(name), gain)
+            gain, layer = tensors[f"{name}.gain"].to(torch.float32).view(1, -1, 1, 1), conv(name, 1, 1)
+            fine = finer(name, layer, WRITTEN_BITS) if f"{name}.fine" in tensors else None
+            return Write(layer, fine, exponent(name), gain)
+
+        def finer(name: str, layer: Conv, bits: int) -> Conv:
+            bias = torch.zeros_like(layer.bias)
+            return replace(layer, weight=tensors[f"{name}.fine"], bias=bias, shift=layer.shift + bits)
 
         def stage(i: int) -> Stage:
             both = i == 0 or f"{ending('inp', i)}.weight" in tensors

@@ -21,7 +21,7 @@ from dcodec.pictures import write_atomically
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import Spectrum
 from dcodec.prior.gaussian import wiener
-from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, Body, ending
+from dcodec.prior.network import FINE_BITS, LEVELS, MULTIPLE, WRITTEN_BITS, Body, ending
 from dcodec.prior.photo import wiener_rmse
 from dcodec.train import model
 from dcodec.train.balance import balance
@@ -86,14 +86,12 @@ def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
 
 
 def _input_layer(out: dict[str, Tensor], state: State, name: str, inp: Tensor, patch: int) -> Pair:
-    """High and low bytes share the 7-bit weights; `fine` weights add what these leave, so plain rounding will do."""
+    """High and low bytes share the 7-bit weights."""
     unit = math.ldexp(1.0, INPUT_EXPONENT)
     v = F.pixel_unshuffle((inp / unit).round().clamp(-(2**15), 2**15 - 1), patch)
     weight = state[f"{name}.weight"]
     shift = _shift(weight)
-    scaled = weight * _channels(shift.exp2())
-    coarse = scaled.round()
-    fine = ((scaled - coarse) * 2**FINE_BITS).round()
+    coarse, fine = _planes(weight * _channels(shift.exp2()), FINE_BITS)
     true = affine(state, name, F.pixel_unshuffle(inp, patch), padding=1)
     step = (-shift).exp2() * unit  # (O,) real value of the accumulator's unit
     acc = conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
@@ -181,12 +179,20 @@ def _output_layer(out: dict[str, Tensor], state: State, name: str, x: Pair) -> N
     u = (x.ours / unit).round().clamp(0, 255)
     weight = state[f"{name}.weight"]
     grid = _peaks(weight) / MAX_WEIGHT  # any real number: one product undoes it at the end
-    integers = round_compensated(weight / _channels(grid), u, padding=1)
+    coarse, fine = _planes(weight / _channels(grid), WRITTEN_BITS)
     step = grid * unit
     true = affine(state, name, x.true.relu(), padding=1)
-    bias = _mean_bias(true, conv(u, integers, padding=1) * _rows(step), step)
-    _emit(out, name, integers, bias, torch.zeros(len(step)), exponent)
+    acc = conv(u, coarse + fine * 2.0**-WRITTEN_BITS, padding=1)
+    bias = _mean_bias(true, acc * _rows(step), step)
+    _emit(out, name, coarse, bias, torch.zeros(len(step)), exponent)
+    out[f"{name}.fine"] = fine.to(torch.int8).contiguous()
     out[f"{name}.gain"] = step
+
+
+def _planes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integers for weights, and what these leave in units of 2^-bits: next to the picture most of the error is made."""
+    coarse = weight.round()
+    return coarse, ((weight - coarse) * 2**bits).round()
 
 
 def round_compensated(weight: Tensor, u: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
