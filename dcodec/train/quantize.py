@@ -86,7 +86,7 @@ def quantize(state: State, inp: Tensor, levels: Tensor) -> dict[str, Tensor]:
 
 
 def _input_layer(out: dict[str, Tensor], state: State, name: str, inp: Tensor, patch: int) -> Pair:
-    """High and low bytes share the 7-bit weights."""
+    """High and low bytes share the weights."""
     unit = math.ldexp(1.0, INPUT_EXPONENT)
     v = F.pixel_unshuffle((inp / unit).round().clamp(-(2**15), 2**15 - 1), patch)
     weight = state[f"{name}.weight"]
@@ -96,8 +96,7 @@ def _input_layer(out: dict[str, Tensor], state: State, name: str, inp: Tensor, p
     step = (-shift).exp2() * unit  # (O,) real value of the accumulator's unit
     acc = conv(v, coarse + fine * 2.0**-FINE_BITS, padding=1)
     bias = _mean_bias(true, acc * _rows(step), step)
-    _emit(out, name, coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT)
-    out[f"{name}.fine"] = fine.to(torch.int8).contiguous()
+    _emit(out, name, coarse, bias, shift - INPUT_EXPONENT, INPUT_EXPONENT, fine)
     return Pair(true, (acc + _rows(bias)) * _rows(step))
 
 
@@ -184,13 +183,15 @@ def _output_layer(out: dict[str, Tensor], state: State, name: str, x: Pair) -> N
     true = affine(state, name, x.true.relu(), padding=1)
     acc = conv(u, coarse + fine * 2.0**-WRITTEN_BITS, padding=1)
     bias = _mean_bias(true, acc * _rows(step), step)
-    _emit(out, name, coarse, bias, torch.zeros(len(step)), exponent)
-    out[f"{name}.fine"] = fine.to(torch.int8).contiguous()
+    _emit(out, name, coarse, bias, torch.zeros(len(step)), exponent, fine)
     out[f"{name}.gain"] = step
 
 
 def _planes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Integers for weights, and what these leave in units of 2^-bits: next to the picture most of the error is made."""
+    """Integers for weights, and what these leave, in units of 2^-bits: next to the picture most of the error is made.
+
+    Both planes together leave so little that plain rounding will do.
+    """
     coarse = weight.round()
     return coarse, ((weight - coarse) * 2**bits).round()
 
@@ -277,13 +278,16 @@ def _mean_bias(true: Tensor, ours: Tensor, step: Tensor) -> Tensor:
 
 
 def _emit(
-    out: dict[str, Tensor], name: str, weight: Tensor, bias: Tensor, shift: Tensor, exponent: int | None = None
-) -> None:
+    out: dict[str, Tensor], name: str, weight: Tensor, bias: Tensor, shift: Tensor, exponent: int | None = None,
+    fine: Tensor | None = None,
+) -> None:  # fmt: skip
     out[f"{name}.weight"] = weight.to(torch.int8).contiguous()
     out[f"{name}.bias"] = bias.to(torch.int32).reshape(-1, len(weight)).contiguous()
     out[f"{name}.shift"] = shift.to(torch.int8)
     if exponent is not None:
         out[f"{name}.exponent"] = torch.tensor(exponent, dtype=torch.int8)
+    if fine is not None:
+        out[f"{name}.fine"] = fine.to(torch.int8).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
