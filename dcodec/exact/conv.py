@@ -26,7 +26,8 @@ from torch import Tensor
 MAX_WEIGHT = 64  # 255 * 64 * 2 < 2^15: the pairwise 16-bit sums of int8 kernels without VNNI cannot saturate
 EXACT = 2**24  # integers below this are exact in float32
 KERNEL_VARIABLE = "DCODEC_KERNEL"
-BLOCK = 2**17  # numbers read into 8 bits at once on a CPU: what its cache holds
+BLOCK = 2**16  # numbers read into 8 bits at once on a CPU: what its cache holds
+ONES = 1.5 * 2.0**23  # float32 numbers from here on are one apart, and their last byte counts them
 WINDOW_NUMBERS = 2**25  # what `_unfold` holds at once: 128 MiB
 
 
@@ -124,17 +125,24 @@ def to_u8(x: Tensor, exponent: int, above: float = 0.0) -> Tensor:
     The sum is one of float32, which rounds.
     """
     scale = math.ldexp(1.0, -exponent)
+    ones = _ones(str(x.device))
 
     def read(part: Tensor) -> Tensor:
-        return _narrow((part + above if above else part).mul(scale))
+        part = torch.add(ones, part + above if above else part, alpha=scale)  # one rounding, as the product is exact
+        return part.clamp_(ONES, ONES + 255.0).view(torch.int32)
 
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-        return read(x)
     out = torch.empty_like(x, dtype=torch.uint8)
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+        return out.copy_(read(x))
     parts = (torch.split(a.permute(0, 2, 3, 1).view(-1), BLOCK) for a in (x, out))
     for part, to in zip(*parts, strict=True):
         to.copy_(read(part))
     return out
+
+
+@functools.cache
+def _ones(device: str) -> Tensor:
+    return torch.tensor(ONES, device=device)
 
 
 def _narrow(x: Tensor) -> Tensor:

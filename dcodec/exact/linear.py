@@ -4,13 +4,12 @@ Operands are integers in float64, so small that no partial sum reaches 2**53; th
 BLAS, blocking, thread count and device. `Fixed` numbers are such integers times 2**-bits.
 """
 
-import torch
 from torch import Tensor
 
 
 def to_fixed(x: Tensor, bits: int) -> Tensor:
     """`x` in units of 2**-bits, rounded half to even: integer-valued float64, same shape."""
-    return torch.round(x.double() * 2.0**bits)
+    return (x.double() * 2.0**bits).round_()
 
 
 def shift(x: Tensor, bits: int) -> Tensor:

@@ -23,6 +23,7 @@ from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum, gaussian_digest
 VALUE_BITS = 16  # pictures in the filter: units of 2**-16
 COEFFICIENT_BITS = 20  # transform matrices: units of 2**-20
 GAIN_BITS = 24
+BLOCK = 1 << 18  # numbers filtered at once on a CPU: what its cache holds
 
 _OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 
@@ -54,51 +55,65 @@ def spectrum(h: int, w: int, parameters: Spectrum) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def _fixed_dct(n: int, device: str) -> tuple[Tensor, ...]:
-    """The DCT-II of length n as half-length matrices, fixed point: odd rows act on differences, even rows fold again.
+def _halved(n: int, device: str) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The DCT-II of length n as half-length matrices, fixed point, and the frequencies (n,) of their rows, one after the other.
 
-    A row of the DCT is even or odd about the middle, so half of its products suffice; even rows of length n are a DCT-II
-    of length n / 2.
+    A row of the DCT is even or odd about the middle, so half of its products suffice: odd rows act on differences, and even
+    ones, a DCT-II of length n / 2, fold again.
     """
-    parts, step, columns = [], 1, n
+    parts, frequencies, step, columns = [], [], 1, n
     while columns % 2 == 0 and columns > 16:
         columns //= 2
-        parts.append(_dct_rows(n, np.arange(step, n, 2 * step), columns))
+        frequencies.append(np.arange(step, n, 2 * step))
+        parts.append(_dct_rows(n, frequencies[-1], columns))
         step *= 2
-    parts.append(_dct_rows(n, np.arange(0, n, step), columns))
-    return tuple(to_fixed(torch.from_numpy(part), COEFFICIENT_BITS).to(device) for part in parts)
+    frequencies.append(np.arange(0, n, step))
+    parts.append(_dct_rows(n, frequencies[-1], columns))
+    fixed = tuple(to_fixed(torch.from_numpy(part), COEFFICIENT_BITS).to(device) for part in parts)
+    return fixed, torch.from_numpy(np.concatenate(frequencies)).to(device)
 
 
-def _dct(x: Tensor) -> Tensor:
-    """DCT-II along dimension -2 of integer-valued float64 `x` (..., n, m), in units smaller by 2**-COEFFICIENT_BITS."""
-    *odd, last = _fixed_dct(x.shape[-2], str(x.device))
+def _times(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`matrix` (k, n) on dimension `dim` of `x`, -2 or -1, which is n long."""
+    return matrix @ x if dim == -2 else x @ matrix.T
+
+
+def _dct(x: Tensor, dim: int) -> Tensor:
+    """DCT-II of integer-valued float64 `x` along `dim`, -2 or -1, in units smaller by 2**-COEFFICIENT_BITS.
+
+    Frequencies come in the order of `_halved`.
+    """
+    (*odd, last), _ = _halved(x.shape[dim], str(x.device))
     out = torch.empty_like(x)
-    step = 1
+    at = 0
     for matrix in odd:
-        half = x.shape[-2] // 2
-        low, high = x[..., :half, :], x[..., half:, :].flip(-2)
-        out[..., step :: 2 * step, :] = matrix @ (low - high)
-        x = low + high
-        step *= 2
-    out[..., ::step, :] = last @ x
+        half = len(matrix)
+        low, high = x.narrow(dim, 0, half), x.narrow(dim, half, half).flip(dim)
+        out.narrow(dim, at, half).copy_(_times(matrix, low - high, dim))
+        x = high.add_(low)
+        at += half
+    out.narrow(dim, at, len(last)).copy_(_times(last, x, dim))
     return out
 
 
-def _idct(z: Tensor) -> Tensor:
+def _idct(z: Tensor, dim: int) -> Tensor:
     """The transpose of `_dct`."""
-    *odd, last = _fixed_dct(z.shape[-2], str(z.device))
-    step = 1 << len(odd)
-    x = last.T @ z[..., ::step, :]
+    (*odd, last), _ = _halved(z.shape[dim], str(z.device))
+    at = z.shape[dim] - len(last)
+    x = _times(last.T, z.narrow(dim, at, len(last)), dim)
     for matrix in reversed(odd):
-        step //= 2
-        difference = matrix.T @ z[..., step :: 2 * step, :]
-        x = torch.cat([x + difference, (x - difference).flip(-2)], -2)
+        half = len(matrix)
+        at -= half
+        difference = _times(matrix.T, z.narrow(dim, at, half), dim)
+        x = torch.cat([x + difference, x.sub_(difference).flip(dim)], dim)
     return x
 
 
 @lru_cache(maxsize=4)
 def _variances(h: int, w: int, parameters: Spectrum, device: str) -> Tensor:
-    return torch.from_numpy(spectrum(h, w, parameters)).to(device)  # (C, h, w)
+    """(C, h, w), frequencies in the order of `_halved`."""
+    (_, fy), (_, fx) = _halved(h, device), _halved(w, device)
+    return torch.from_numpy(spectrum(h, w, parameters)).to(device)[:, fy][:, :, fx].contiguous()
 
 
 @lru_cache(maxsize=1)  # a round's samples, one after the other, all have the same noise
@@ -109,19 +124,22 @@ def _gains(h: int, w: int, sigma: float, parameters: Spectrum, device: str) -> T
 
 def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
     """E[x0 | x = x0 + sigma n] under the spectrum: (B, C, h, w) float32 in and out, C = 3, or 1 for gray (luma)."""
-    z = to_fixed(x, VALUE_BITS)
-    colours = to_fixed(torch.from_numpy(opponent()), COEFFICIENT_BITS).to(x.device)
-    b, c, h, w = z.shape
-    if c == 3:
-        z = shift((colours @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
-    z = shift(_dct(z), COEFFICIENT_BITS)
-    z = shift(_dct(z.mT), COEFFICIENT_BITS).mT  # (B, C, h, w) frequencies
-    z = shift(z * _gains(h, w, sigma, parameters[:c], str(x.device)), GAIN_BITS)
-    z = shift(_idct(z.mT), COEFFICIENT_BITS).mT
-    z = shift(_idct(z), COEFFICIENT_BITS)
-    if c == 3:
-        z = shift((colours.T @ z.reshape(b, c, h * w)), COEFFICIENT_BITS).reshape(z.shape)
-    return (z * 2.0**-VALUE_BITS).float()
+    b, c, h, w = x.shape
+    colours = to_fixed(torch.from_numpy(opponent()), COEFFICIENT_BITS).to(x.device) if c == 3 else None
+    gains = _gains(h, w, sigma, parameters[:c], str(x.device))
+    out = torch.empty_like(x)
+    at_once = b if x.device.type != "cpu" else max(1, BLOCK // (c * h * w))
+    for part, to in zip(*(torch.split(a, at_once) for a in (x, out)), strict=True):
+        z = to_fixed(part, VALUE_BITS).view(-1, c, h * w)
+        z = z if colours is None else shift(colours @ z, COEFFICIENT_BITS)
+        z = shift(_dct(z.view(-1, c, h, w), -2), COEFFICIENT_BITS)
+        z = shift(_dct(z, -1), COEFFICIENT_BITS)
+        z = shift(z.mul_(gains), GAIN_BITS)  # (B, C, h, w) frequencies
+        z = shift(_idct(z, -1), COEFFICIENT_BITS)
+        z = shift(_idct(z, -2), COEFFICIENT_BITS).view(-1, c, h * w)
+        z = z if colours is None else shift(colours.T @ z, COEFFICIENT_BITS)
+        to.copy_(z.mul_(2.0**-VALUE_BITS).view(to.shape))
+    return out
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ statistics and its 8-bit precision is spent on the rest. All of it gives the sam
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ class PhotoPrior:
         return (linear + rest * wiener_rmse(sigma, self.parameters))[..., :h, :w]
 
 
+@lru_cache(maxsize=len(SIGMAS))
 def wiener_rmse(sigma: float, parameters: Spectrum) -> float:
     """Root mean squared error of the Wiener filter on 64 x 64 pictures of its own spectrum; a float32 number."""
     variance = spectrum(64, 64, parameters)
