@@ -11,7 +11,7 @@ import torch
 
 T = TypeVar("T")
 
-CHUNK = 1 << 22  # numbers that a part may take
+CHUNK = 1 << 20  # numbers that a part may take: of float64, what a cache holds, more or less
 WORKERS = 4  # threads at most: each takes a chunk, and waits for the interpreter between numpy's operations
 LEAST = 32  # items of a part that are worth a thread
 

@@ -152,15 +152,16 @@ def view(rounds: Sequence[Tensor], centre: Tensor, measured: Measured, region: T
 
     def look(part: slice) -> None:
         d = deviations_of(part).reshape(n * count, -1, p)
-        d = np.rint(np.ascontiguousarray(np.moveaxis(d, 0, -1)) * 2.0**-exponent)  # (t, p, n * S)
+        d = _shift(np.ascontiguousarray(np.moveaxis(d, 0, -1)), exponent)  # (t, p, n * S)
         rows = known.of(np.arange(part.start, part.stop))
         if rows.shape[1]:
-            inside = np.rint(np.matmul(rows, d) * 2.0 ** -(ROW_BITS - 8))  # (t, k, n * S)
+            inside = _shift(np.matmul(rows, d), ROW_BITS - 8)  # (t, k, n * S)
             along = np.rint(inside * 2.0**-9)
-            spread[part] = (along * along).sum(axis=2) * (4.0 / dof)  # the sum is exact
-            d = np.clip(d - np.rint(np.matmul(rows.transpose(0, 2, 1), inside) * 2.0 ** -(ROW_BITS + 8)), -_PEAK, _PEAK)
+            spread[part] = np.einsum("tks,tks->tk", along, along) * (4.0 / dof)  # the sum is exact
+            d -= _shift(np.matmul(rows.transpose(0, 2, 1), inside), ROW_BITS + 8)
+            np.clip(d, -_PEAK, _PEAK, out=d)
         deviations[part] = d
-        energy[part] = (d * d).sum(axis=(1, 2)) / float(dof)  # the sum is exact
+        energy[part] = np.einsum("tps,tps->t", d, d) / float(dof)  # the sum is exact
 
     each(look, tiles, n * count * p)
     unit, regions = float(np.ldexp(2.0**-VALUE_BITS, exponent)), region.numpy()
@@ -171,7 +172,13 @@ def view(rounds: Sequence[Tensor], centre: Tensor, measured: Measured, region: T
 
 def _fixed(bands: Sequence[Tensor]) -> Array:
     """Integers in units of 2**-VALUE_BITS. As `to_fixed`, by numpy: on several threads, torch's own wait for each other."""
-    return np.rint(np.stack([band.numpy() for band in bands], dtype=np.float64) * 2.0**VALUE_BITS)
+    return _shift(np.stack([band.numpy() for band in bands], dtype=np.float64), -VALUE_BITS)
+
+
+def _shift(x: Array, bits: int) -> Array:
+    """Drop `bits` bits of `x`, rounding half to even (in place)."""
+    x *= 2.0**-bits
+    return np.rint(x, out=x)
 
 
 def next_rows(

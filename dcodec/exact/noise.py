@@ -23,4 +23,4 @@ def normal(key: tuple[int, int, int], n: int) -> NDArray[np.float32]:
     """`n` standard normal draws for `key` = (seed, step, sample), float32 multiples of 2**-12 in [-4.33, 4.33]."""
     seed, step, sample = key
     raw = np.random.Philox(key=seed, counter=[0, sample, step, 0]).random_raw((n + 3) // 4)
-    return _quantiles()[raw.astype("<u8").view("<u2")[:n]]
+    return _quantiles().take(raw.astype("<u8").view("<u2")[:n])  # indexing takes twice as long
