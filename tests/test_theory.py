@@ -500,6 +500,12 @@ def test_wiener_is_the_dense_wiener_filter(channels: int, h: int, w: int, prior:
         np.testing.assert_array_equal(prior(batch, sigma).numpy(), out.numpy())
 
 
+def test_wiener_takes_pictures_in_any_memory_layout(prior: GaussianPrior) -> None:
+    x = torch.randn(2, 3, 40, 28, generator=torch.Generator().manual_seed(0))
+    for view in (x.mT.contiguous().mT, x.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(prior(view, 0.5), prior(x, 0.5))
+
+
 # Functions and noise
 
 

@@ -19,9 +19,9 @@ _EXP2 = (1.5403530393381609e-4, 1.3333558146428443e-3, 9.618129107628477e-3, 5.5
          2.402265069591007e-1, 6.931471805599453e-1, 1.0)  # fmt: skip
 
 
-def at_once(x: Tensor) -> int:
-    """Numbers to work on at once: what a cache holds, or all of them on a GPU."""
-    return _BLOCK if x.device.type == "cpu" else x.numel()
+def at_once(x: Tensor, block: int = _BLOCK) -> int:
+    """Numbers to work on at once: `block`, what a cache holds, or all of them on a GPU."""
+    return block if x.device.type == "cpu" else x.numel()
 
 
 def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcodec.exact.elementwise import at_once
 from dcodec.exact.functions import cos_turns, exp, log
 from dcodec.exact.linear import shift, to_fixed
 from dcodec.prior.catalog import PHOTO_SPECTRUM, Spectrum, gaussian_digest
@@ -128,17 +129,17 @@ def wiener(x: Tensor, sigma: float, parameters: Spectrum) -> Tensor:
     colours = to_fixed(torch.from_numpy(opponent()), COEFFICIENT_BITS).to(x.device) if c == 3 else None
     gains = _gains(h, w, sigma, parameters[:c], str(x.device))
     out = torch.empty_like(x)
-    at_once = b if x.device.type != "cpu" else max(1, BLOCK // (c * h * w))
-    for part, to in zip(*(torch.split(a, at_once) for a in (x, out)), strict=True):
-        z = to_fixed(part, VALUE_BITS).view(-1, c, h * w)
+    pictures = max(1, at_once(x, BLOCK) // (c * h * w))
+    for part, to in zip(*(torch.split(a, pictures) for a in (x, out)), strict=True):
+        z = to_fixed(part, VALUE_BITS).reshape(-1, c, h * w)
         z = z if colours is None else shift(colours @ z, COEFFICIENT_BITS)
-        z = shift(_dct(z.view(-1, c, h, w), -2), COEFFICIENT_BITS)
+        z = shift(_dct(z.reshape(-1, c, h, w), -2), COEFFICIENT_BITS)
         z = shift(_dct(z, -1), COEFFICIENT_BITS)
         z = shift(z.mul_(gains), GAIN_BITS)  # (B, C, h, w) frequencies
         z = shift(_idct(z, -1), COEFFICIENT_BITS)
-        z = shift(_idct(z, -2), COEFFICIENT_BITS).view(-1, c, h * w)
+        z = shift(_idct(z, -2), COEFFICIENT_BITS).reshape(-1, c, h * w)
         z = z if colours is None else shift(colours.T @ z, COEFFICIENT_BITS)
-        to.copy_(z.mul_(2.0**-VALUE_BITS).view(to.shape))
+        to.copy_(z.mul_(2.0**-VALUE_BITS).reshape(to.shape))
     return out
 
 
