@@ -213,7 +213,7 @@ def check_elsewhere(saved: dict[str, Path], machine: dict[str, str]) -> None:
     for kind, (stream, pixels) in json.loads(there.stdout).items():
         assert stream == jobs[kind][1], kind
         assert pixels == models.shown(bytes.fromhex(stream), kind, str(saved[kind])), kind
-        assert len(stream) == 90
+        assert len(stream) == 2 * models.size(kind)
 
 
 def test_a_prompt_is_part_of_the_stream(saved: dict[str, Path]) -> None:
@@ -221,7 +221,7 @@ def test_a_prompt_is_part_of_the_stream(saved: dict[str, Path]) -> None:
     with_prompt = models.encode("text", place)
     assert dcodec.info(with_prompt)["prompt"] == "a cat"
     assert dcodec.info(with_prompt)["guidance"] == 2.0
-    bare = dcodec.encode(models.picture("text"), size=45, prior=place)
+    bare = dcodec.encode(models.picture("text"), size=models.size("text"), prior=place)
     assert dcodec.info(bare)["prompt"] is None
     prior = DiffusersPrior.load(saved["text"], "text")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -229,13 +229,13 @@ def test_a_prompt_is_part_of_the_stream(saved: dict[str, Path]) -> None:
     assert snr(three - two, two - one) > 60  # guidance goes on along one line ...
     assert snr(2 * one - two, prior(x, 2.0)) > 60  # ... which begins at no prompt
     with pytest.raises(ValueError, match="prior photo takes no prompt"):
-        dcodec.encode(models.picture("text"), size=45, prompt="a cat")
+        dcodec.encode(models.picture("text"), size=models.size("text"), prompt="a cat")
 
 
 def test_native_streams_stay_at_home(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     place = str(saved["sample"])
     data = models.encode("sample", place, arithmetic="native")
-    assert len(data) == 45
+    assert len(data) == models.size("sample")
     assert dcodec.info(data)["arithmetic"] == "native"
     dcodec.decode(data, prior=place)
     with pytest.raises(dcodec.BitstreamError, match="arithmetic native.*only the one that wrote it"):
@@ -244,7 +244,7 @@ def test_native_streams_stay_at_home(saved: dict[str, Path], monkeypatch: pytest
     with pytest.raises(dcodec.BitstreamError, match="on another machine"):
         dcodec.decode(data, prior=place)
     with pytest.raises(ValueError, match="computes exactly as it is"):
-        dcodec.encode(models.picture("sample"), size=45, arithmetic="native")
+        dcodec.encode(models.picture("sample"), size=models.size("sample"), arithmetic="native")
 
 
 def test_another_model_is_refused(saved: dict[str, Path]) -> None:
@@ -270,15 +270,15 @@ def test_other_autoencoders_and_flow_matching(kind: str) -> None:
     assert prior.timesteps.prediction == "flow"
     assert prior.latent is not None
     assert prior.latent.shape(21, 18) == ((3, 11, 9) if kind == "VQModel" else (4, 3, 3))
-    data = dcodec.encode(models.picture("latent"), size=45, prior=prior)
+    data = dcodec.encode(models.picture("latent"), size=models.size("latent"), prior=prior)
     assert dcodec.decode(data, prior=prior).size == (18, 21)
 
 
 def test_gray_pictures_of_colour_models_come_back_gray(saved: dict[str, Path]) -> None:
-    data = dcodec.encode(models.picture("gray"), size=45, prior=str(saved["latent"]))
+    data = dcodec.encode(models.picture("gray"), size=models.size("gray"), prior=str(saved["latent"]))
     assert dcodec.decode(data, prior=str(saved["latent"])).mode == "L"
     with pytest.raises(ValueError, match="knows pictures of 1 channels, not of 3"):
-        dcodec.encode(models.picture("sample"), size=45, prior=str(saved["gray"]))
+        dcodec.encode(models.picture("sample"), size=models.size("sample"), prior=str(saved["gray"]))
 
 
 # Sizes. ---------------------------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_the_pipeline_makes_the_same_streams(
     pipeline = DcodecPipeline.from_pretrained(tmp_path / "own")
     pipeline.set_progress_bar_config(disable=True)
     picture = models.picture("latent")
-    out = pipeline(image=picture, size=45, output_type="np")
+    out = pipeline(image=picture, size=models.size("latent"), output_type="np")
     assert out.images.shape == (1, *picture.shape)
     assert out.images.dtype == np.float32
     assert out.bitstream == models.encode("latent", str(saved["latent"]))

@@ -22,8 +22,8 @@ import dcodec
 from dcodec.prior import catalog
 
 ROOT = Path(str(dcodec.__file__)).parents[1]
-PRIORS = {"gaussian": (3, 48, 66), "photo": (3, 36, 40)}  # shapes of their pictures
-SIZE = 100  # bytes of a stream
+PRIORS = {"gaussian": (3, 48, 50), "photo": (3, 20, 30)}  # shapes of their pictures
+SIZE = 50  # bytes of a stream
 INSTALLED = [entry.name for entry in catalog.installed() if entry.name in PRIORS]
 each_prior = pytest.mark.parametrize(
     "prior",
