@@ -97,7 +97,7 @@ def test_a_trained_prior_encodes_here_and_decodes_in_another_process(arch: str, 
     picture, stream = photos / "00.png", tmp_path / "a.dcx"
     assert catalog.find(str(out)).name == "mine"
     assert catalog.load(catalog.find(str(out))).turned
-    result = CliRunner().invoke(cli, ["encode", str(picture), str(stream), "--bpp", "0.25", "--prior", str(out)])
+    result = CliRunner().invoke(cli, ["encode", str(picture), str(stream), "--bpp", "0.5", "--prior", str(out)])
     assert result.exit_code == 0, result.output
     shown = []
     for name in ("here", "there"):
