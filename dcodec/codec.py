@@ -21,7 +21,7 @@ from dcodec.quantize import Symbols
 from dcodec.rows import Directions, View, absorb, next_rows, view
 from dcodec.state import Setting, State, start
 from dcodec.surprise import after, factors
-from dcodec.transform import analyze
+from dcodec.transform import Layout, analyze
 
 MAX_GAIN = 24  # half octaves of energy
 
@@ -75,22 +75,30 @@ def propose(setting: Setting, state: State, code: Coder) -> tuple[State, Directi
         view(band, middle, m, layout.region(i), factor)
         for i, (*band, middle, m, factor) in enumerate(zip(*rounds, middles, state.measured, believed, strict=False))
     ]
-    gains = list(state.gains[: len(views)])
+    coded = np.zeros(0, np.int64)
     if p.gains and state.refresh:
-        flat, ends = np.concatenate(gains), np.cumsum([len(g) for g in gains])
-        coded = code.gains(views, flat)
-        flat[: len(coded)] = coded
-        gains = np.split(flat, ends[:-1])
-    scales = [half_octaves(g) for g in gains]
-    for finer in range(len(gains), len(layout)):  # expect the same of them
-        gains.append(layout.refine(torch.from_numpy(gains[-1]), finer).numpy())
+        coded = code.gains(views, np.concatenate(state.gains[: len(views)]))
+    gains = told(state.gains, coded, layout, len(views))
+    scales = [half_octaves(g) for g in gains[: len(views)]]
     step = state.step
     directions = next_rows(views, scales, layout, p, step)
     while p.limit and not len(directions) and step >= p.last_step:
         step *= p.ratio
         directions = next_rows(views, scales, layout, p, step)
-    drawn = replace(state, samples=samples if p.warm else None, centre=centre, scale=scale, step=step, gains=tuple(gains))
+    drawn = replace(state, samples=samples if p.warm else None, centre=centre, scale=scale, step=step, gains=gains)
     return drawn, directions
+
+
+def told(
+    gains: Sequence[NDArray[np.int64]], coded: NDArray[np.int64], layout: Layout, bands: int
+) -> tuple[NDArray[np.int64], ...]:
+    """All gains, once the first of those of the `bands` coarsest are `coded`; finer bands are expected to be as the last."""
+    flat, ends = np.concatenate(gains[:bands]), np.cumsum([len(g) for g in gains[:bands]])
+    flat[: len(coded)] = coded
+    new = np.split(flat, ends[:-1])
+    for finer in range(bands, len(layout)):
+        new.append(layout.refine(torch.from_numpy(new[-1]), finer).numpy())
+    return tuple(new)
 
 
 def learn(setting: Setting, state: State, directions: Directions, symbols: Symbols) -> State:
@@ -108,9 +116,10 @@ def learn(setting: Setting, state: State, directions: Directions, symbols: Symbo
         chosen[at], ys[at], widths[at] = True, y[mine], width[mine]
         measured[index] = absorb(measured[index], candidates, chosen, ys, widths)
     new = directions.width[:n] == 0.0
-    found = np.bincount(directions.band[:n][new], directions.variance[:n][new], len(directions.energy))
+    energy = np.array([(e * half_octaves(g)).cumsum()[-1] for e, g in zip(directions.energies, state.gains, strict=False)])
+    found = np.bincount(directions.band[:n][new], directions.variance[:n][new], len(energy))
     return replace(
-        state, refresh=state.refresh + 1, measured=tuple(measured), energy=np.maximum(directions.energy - found, 0.0),
+        state, refresh=state.refresh + 1, measured=tuple(measured), energy=np.maximum(energy - found, 0.0),
         accounts=after(state.accounts, directions, symbols) if setting.surprising else state.accounts,
         step=directions.step if setting.profile.limit else directions.step * setting.profile.ratio,
     )  # fmt: skip

@@ -31,7 +31,7 @@ class Header:
     width, height: 1 .. 65536 pixels. gray: one channel instead of three. preset: a name of PRESETS.
     rows: rows of H a step (preset psc), 1 .. 31; 0 for others. prior: first two bytes of the prior's sha256.
     seed: 0 .. 255, key of the shared noise. step: first quantization step, 128 and up: eighths of an
-    octave above the preset's own.
+    octave above the preset's own; a multiple of 32 for psc.
     fingerprint: two bytes of a hash of the first step's directions.
     A check byte over all of them ends the first part, so that damage is found before any work.
     rest: the second part, made by `second_part`; empty for exact arithmetic without a prompt. Bytes, as another zlib packs
@@ -80,7 +80,9 @@ class Header:
         if len(self.prior) != 2 or len(self.fingerprint) != 2:
             raise ValueError("prior and fingerprint are two bytes each")
         kind = VERSION << 4 | (_LONG if self.rest else 0) | PRESETS.index(self.preset) << 1 | int(self.gray)
-        # psc needs no finer step than an octave (3 bits), others no rows
+        if self.preset == "psc" and self.step % 32:
+            raise ValueError("preset psc has a first step of whole multiples of four octaves")
+        # so it needs three bits for the step; other presets have no rows
         step = self.rows << 3 | self.step >> 5 if self.preset == "psc" else self.step
         fields = _STRUCT.pack(
             MAGIC, kind, self.width - 1, self.height - 1, self.prior, self.seed, step, self.fingerprint, 0
@@ -90,6 +92,8 @@ class Header:
     @classmethod
     def unpack(cls, data: bytes) -> "Header":
         """Read the header of `data`; BitstreamError when it is not one of this version."""
+        if not isinstance(data, bytes):
+            raise BitstreamError(f"expected the bytes of a stream, found {type(data).__name__}")
         if not MAGIC.startswith(data[: len(MAGIC)]):
             raise BitstreamError("not a .dcx file: it does not start with the bytes 8A 64 78")
         if len(data) < HEADER_SIZE:

@@ -53,7 +53,7 @@ def _frequencies(level: int) -> NDArray[np.int64]:
 
 @cache
 def _table(level: int) -> Any:
-    """The coder's model of a level."""
+    """The coder's model of a level. It keeps one count for each symbol by itself, although ours have one (SPEC.md)."""
     return stream.model.Categorical(_frequencies(level) * 2.0**-PRECISION, perfect=False)
 
 

@@ -50,11 +50,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Directions:
-    """The next rows of H, R of them, in coding order (splits, then widest spread first), and what is expected of them.
+    """The next rows of H, R of them, in coding order, and what is expected of them.
+
+    The order: splits, then widest spread first; with a limit (preset psc) all by variance.
 
     bands: candidates a band. band, tile, column (R,): where each row stands in them; loc, variance (R,): of h x given y;
     middle, width (R,): of its cell; levels (R,): of the symbols' models, falling; step: quantization step of all of them.
-    energy (B,): squared deviation from the samples' mean that is expected off the rows measured before, a band.
+    energies: squared deviation from the samples' mean that samples expect off the rows measured before, (r,) a band, a region.
     """
 
     bands: tuple[Candidates, ...]
@@ -67,7 +69,7 @@ class Directions:
     width: Array
     levels: NDArray[np.int64]
     step: float
-    energy: Array
+    energies: tuple[Array, ...]
 
     def __len__(self) -> int:
         return len(self.loc)
@@ -161,7 +163,7 @@ def view(rounds: Sequence[Tensor], centre: Tensor, measured: Measured, region: T
             d -= _shift(np.matmul(rows.transpose(0, 2, 1), inside), ROW_BITS + 8)
             np.clip(d, -_PEAK, _PEAK, out=d)
         deviations[part] = d
-        energy[part] = np.einsum("tps,tps->t", d, d) / float(dof)  # the sum is exact
+        energy[part] = np.einsum("tps,tps->ts", d, d).cumsum(axis=1)[:, -1] / float(dof)  # a sample's is exact, then in order
 
     each(look, tiles, n * count * p)
     unit, regions = float(np.ldexp(2.0**-VALUE_BITS, exponent)), region.numpy()
@@ -200,10 +202,9 @@ def next_rows(
     levels = level_of(loc, variance, middle, width, step)
     order = np.argsort(-variance, kind="stable") if profile.limit else np.argsort(-levels, kind="stable")
     order = order[: profile.limit or None]
-    energy = np.array([(view.expected_energy() * gain).sum() for view, gain in zip(views, gains, strict=True)])
     return Directions(
         tuple(found), band[order], tile[order], column[order], loc[order], variance[order], middle[order],
-        width[order], levels[order], step, energy,
+        width[order], levels[order], step, tuple(view.expected_energy() for view in views),
     )  # fmt: skip
 
 

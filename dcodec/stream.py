@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcodec.codec import MAX_GAIN, learn, walk
+from dcodec.codec import MAX_GAIN, learn, told, walk
 from dcodec.container import BitstreamError, Header
 from dcodec.entropy import Decoder, Encoder
 from dcodec.quantize import Symbols
@@ -20,7 +20,7 @@ from dcodec.rows import Directions, View
 from dcodec.state import Setting, State
 from dcodec.transform import analyze
 
-_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0, np.zeros(0))
+_NO_DIRECTIONS = Directions((), *(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 4, np.zeros(0, np.int64), 1.0, ())
 Turn = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # gains written; levels and bands of symbols written
 
 
@@ -67,14 +67,13 @@ class Reader:
         self._header, self._decoder = header, Decoder(payload)
         self._prefixes = {size: Decoder(payload[:size]) for size in prefixes}
         self._checked = False
-        self.cuts: dict[int, tuple[Directions, Symbols]] = {}
+        self._told = dict.fromkeys(prefixes, np.zeros(0, np.int64))
+        self.cuts: dict[int, tuple[NDArray[np.int64], Directions, Symbols]] = {}  # gains and symbols of the last turn
 
     def gains(self, views: Sequence[View], expected: NDArray[np.int64]) -> NDArray[np.int64]:
         """Read the gains (see Coder)."""
-        for decoder in self._prefixes.values():
-            decoder.read_small(len(expected))
-        gains = self._decoder.read_small(len(expected))
-        return np.clip(gains + expected[: len(gains)], -MAX_GAIN, MAX_GAIN)
+        self._told = {size: _gains(decoder.read_small(len(expected)), expected) for size, decoder in self._prefixes.items()}
+        return _gains(self._decoder.read_small(len(expected)), expected)
 
     def symbols(self, d: Directions) -> Symbols:
         """Read symbols (see Coder)."""
@@ -84,7 +83,7 @@ class Reader:
             )
         self._checked = True
         read = {size: decoder.read(d.levels, d.band) for size, decoder in self._prefixes.items()}
-        self.cuts = {size: (d, symbols) for size, symbols in read.items() if self._prefixes[size].ended}
+        self.cuts = {size: (self._told[size], d, symbols) for size, symbols in read.items() if self._prefixes[size].ended}
         for size in self.cuts:
             del self._prefixes[size]
         return self._decoder.read(d.levels, d.band)
@@ -100,13 +99,27 @@ class Reader:
         return self._decoder.bits
 
 
+def _gains(differences: NDArray[np.int32], expected: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The gains that the first differences to what was expected tell."""
+    return np.clip(differences + expected[: len(differences)], -MAX_GAIN, MAX_GAIN)
+
+
+def _settled(
+    setting: Setting, before: State, after: State, gains: NDArray[np.int64], directions: Directions, symbols: Symbols
+) -> State:
+    """What a prefix settles that ends between `before` and `after`, and knows but the first gains and symbols."""
+    heard = told(before.gains, gains, setting.layout, len(directions.energies))
+    drawn = replace(before, samples=after.samples, centre=after.centre, scale=after.scale, gains=heard)
+    return learn(setting, drawn, directions, symbols)
+
+
 def fingerprint(header: Header, d: Directions) -> bytes:
     """Two bytes that tell whether encoder and decoder agree on the header and on the first step's directions."""
     digest = sha256(replace(header, fingerprint=b"\0\0").pack())
     for candidates in d.bands:
-        digest.update(np.ascontiguousarray(candidates.rows).tobytes())
+        digest.update(candidates.rows.astype("<f4").tobytes())
     for a in (d.band, d.tile, d.column, d.loc, d.variance, d.levels):
-        digest.update(np.ascontiguousarray(a).tobytes())
+        digest.update(a.astype("<i8" if a.dtype.kind == "i" else "<f8").tobytes())
     return digest.digest()[:2]
 
 
@@ -135,15 +148,15 @@ class Written:
         """The state that the first `size` payload bytes settle."""
         payload = self.encoder.cut(size)
         decoder = Decoder(payload)
-        for turn, (gains, levels, bands) in enumerate(self.turns):
-            decoder.read_small(gains)
+        for turn, (count, levels, bands) in enumerate(self.turns):
+            differences = decoder.read_small(count)
             symbols = decoder.read(levels, bands)
             if decoder.ended:
                 if turn < len(self.turns) - len(self.steps):  # too far back: decode
                     return next(states(self.header.pack() + payload, self.header, setting, [self.header.size + size]))[1]
                 step = self.steps[turn - len(self.turns)]
-                before = replace(step.before, samples=step.after.samples, centre=step.after.centre, scale=step.after.scale)
-                return learn(setting, before, step.directions, symbols)
+                gains = _gains(differences, np.concatenate(step.before.gains))
+                return _settled(setting, step.before, step.after, gains, step.directions, symbols)
         return self.steps[-1].after
 
 
@@ -177,10 +190,9 @@ def states(
     reader = Reader(header, payload, [size - begin for size in waiting[:-1]])
     last: State | None = None
     for state in walk(setting, reader):
-        for size, (directions, symbols) in sorted(reader.cuts.items()):
+        for size, (gains, directions, symbols) in sorted(reader.cuts.items()):
             assert last is not None
-            before = replace(last, samples=state.samples, centre=state.centre, scale=state.scale)
-            yield size + begin, learn(setting, before, directions, symbols)
+            yield size + begin, _settled(setting, last, state, gains, directions, symbols)
             waiting.remove(size + begin)
         if progress:
             progress(reader.bits)

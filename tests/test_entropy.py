@@ -6,12 +6,13 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from constriction import stream
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dcodec.container import HEADER_SIZE, MAGIC, PRESETS, VERSION, BitstreamError, Header
-from dcodec.entropy import PRECISION, Decoder, Encoder, frequencies
+from dcodec.entropy import PRECISION, Decoder, Encoder, _frequencies, _table, frequencies
 from dcodec.quantize import (
     ROUNDING,
     SPLITS,
@@ -197,6 +198,18 @@ def test_frequencies_are_a_distribution(spread: float) -> None:
         assert np.sqrt((f * k * k).sum() / f.sum()) == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.parametrize("level", [0, 18, 40, 63, 64, 95])
+def test_the_coder_gives_symbols_the_counts_that_are_specified(level: int) -> None:
+    """SPEC.md's formula, against the interval that the coder narrows down to for a first symbol."""
+    before = np.concatenate([[0], np.cumsum(_frequencies(level))])
+    coded = (before * ((1 << PRECISION) - 2 * SYMBOL_MAX - 1) // (1 << PRECISION) + np.arange(2 * SYMBOL_MAX + 2)).tolist()
+    unit = ((1 << 64) - 1) >> PRECISION
+    for symbol in (0, 1, 100, SYMBOL_MAX - 1, SYMBOL_MAX, SYMBOL_MAX + 1, SYMBOL_MAX + 2, 2 * SYMBOL_MAX):
+        encoder = stream.queue.RangeEncoder()
+        encoder.encode(np.array([symbol], np.int32), _table(level))
+        assert encoder.pos()[1] == (unit * coded[symbol], unit * (coded[symbol + 1] - coded[symbol]))
+
+
 def test_empty_data_and_empty_turns() -> None:
     decoder = Decoder(b"")
     assert len(decoder.read(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
@@ -305,7 +318,8 @@ def test_fields_out_of_range_are_refused() -> None:
     assert Header.unpack(fine.pack()) == fine
     for change in (
         {"width": 0}, {"width": 65537}, {"height": 0}, {"height": 65537}, {"rows": -1}, {"rows": 32}, {"seed": -1},
-        {"seed": 256}, {"step": 127}, {"step": 256}, {"preset": "slow"}, {"rows": 0}, {"prior": b"a"}, {"fingerprint": b""},
+        {"seed": 256}, {"step": 127}, {"step": 136}, {"step": 256}, {"preset": "slow"}, {"rows": 0}, {"prior": b"a"},
+        {"fingerprint": b""},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"."):
             replace(fine, **change).pack()

@@ -21,7 +21,7 @@ from dcodec.cells import RATIOS, within
 from dcodec.container import HEADER_SIZE, Header
 from dcodec.entropy import Decoder
 from dcodec.exact import functions, noise
-from dcodec.exact.pca import BITS, jacobi, orthonormal, principal_directions
+from dcodec.exact.pca import BITS, gram, jacobi, orthonormal, principal_directions
 from dcodec.posterior import Measured, antithetic, centred, sample, schedule
 from dcodec.prior import SIGMAS
 from dcodec.prior.catalog import PHOTO_SPECTRUM
@@ -401,6 +401,20 @@ def test_jacobi_and_cholesky_qr(prior: GaussianPrior) -> None:
     kept = q[[0, 1, 2, 4]]
     np.testing.assert_allclose(kept @ kept.T, np.eye(4), atol=2.0**-18)
     np.testing.assert_allclose(y[0] @ kept.T @ kept, y[0], atol=8)
+
+
+@pytest.mark.parametrize("p", [200, 4096, 1 << 17])
+def test_the_gram_matrix_of_long_rows_knows_no_order(p: int) -> None:
+    """Its sums pass 2**53, where a product of matrices depends on its blocking, here on the order of coefficients."""
+    generator = np.random.default_rng(p)
+    at = (2 * np.arange(p) + 1) * np.pi / (2 * p)
+    y = np.rint(np.cos(at * np.arange(5)[:, None]) / UNIT)[None] + generator.integers(-2, 3, (2, 5, p))
+    found = gram(y)
+    for _ in range(3):
+        y = np.ascontiguousarray(y[:, :, generator.permutation(p)])
+        np.testing.assert_array_equal(gram(y), found)
+    whole = y.astype(np.int64)
+    np.testing.assert_allclose(found, np.matmul(whole, whole.transpose(0, 2, 1)).astype(np.float64), rtol=2.0**-50)
 
 
 # Transforms

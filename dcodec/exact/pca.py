@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 BITS = 22  # unit vectors are integers in units of 2**-BITS
 _UNIT = float(1 << BITS)
+_SHORT = 1 << (52 - 2 * BITS)  # numbers in a row of BITS bits whose square stays exact, with room for what rounding adds
 
 
 def _exponent(a: Array) -> NDArray[np.int32]:
@@ -27,9 +28,24 @@ def _scaled(a: Array, exponent: NDArray[np.int32]) -> Array:
 
 
 def _unit_rows(y: Array) -> Array:
-    """Scale each row of `y` (P, k, p) to BITS bits, or as many as keep its Gram matrix exact; round to integers."""
+    """Scale each row of `y` (P, k, p) to BITS bits, fewer where it is long; round to integers."""
     bits = min(BITS, (52 - y.shape[2].bit_length()) // 2)
     return np.rint(_scaled(y, bits - np.frexp(np.abs(y).max(axis=2))[1]))
+
+
+def gram(y: Array) -> Array:
+    """y y' of rows `y` (P, k, p) of some BITS bits: (P, k, k), exact up to 2**53, beyond that the same everywhere.
+
+    Long rows are cut in two halves of bits, whose products are exact; their sum may round, elementwise and in this order.
+    """
+    if y.shape[2] <= _SHORT:
+        return np.matmul(y, y.transpose(0, 2, 1))
+    half = _exponent(y) - BITS // 2
+    high = _scaled(np.rint(_scaled(y, -half)), half)
+    low = y - high
+    cross = np.matmul(high, low.transpose(0, 2, 1))
+    high, low = (np.matmul(a, a.transpose(0, 2, 1)) for a in (high, low))
+    return high + (cross + cross.transpose(0, 2, 1)) + low
 
 
 def orthonormal(y: Array) -> Array:
@@ -38,7 +54,7 @@ def orthonormal(y: Array) -> Array:
     A row that depends on earlier ones, to within rounding, comes out as zeros.
     """
     k = y.shape[1]
-    both = np.concatenate([np.matmul(y, y.transpose(0, 2, 1)), y], 2)  # (P, k, k + p); the Gram matrix is exact: see _unit_rows
+    both = np.concatenate([gram(y), y], 2)  # (P, k, k + p)
     floor = np.diagonal(both, axis1=1, axis2=2) * 2.0**-36
     for j in range(k):
         square = both[:, j, j]
@@ -97,10 +113,13 @@ def _turn(first: Array, second: Array, c: Array, s: Array) -> None:
 
 
 def _complement(y: Array, off: Array | None) -> Array:
-    """The part of the rows of `y` (P, k, p) off the rows `off` (P, j, p)."""
+    """The part of the rows of `y` (P, k, p) off the rows `off` (P, j, p).
+
+    A row is at most 2**bits sqrt(p) long and those of `off` are 2**BITS: bits leave products of both room below 2**53.
+    """
     if off is None or not off.shape[1]:
         return y
-    exponent = _exponent(y) - BITS
+    exponent = _exponent(y) - min(BITS, 53 - BITS - ((y.shape[2] - 1).bit_length() + 1) // 2)
     y = np.rint(_scaled(y, -exponent))
     inside = np.rint(np.matmul(y, off.transpose(0, 2, 1)) * 2.0**-BITS)
     y -= np.rint(np.matmul(inside, off) * 2.0**-BITS)
