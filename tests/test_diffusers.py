@@ -1,5 +1,6 @@
 """Is any diffusers model a prior, with the same bits everywhere, at any size, and with one clear line where it is not?"""
 
+import contextlib
 import gzip
 import json
 import os
@@ -23,6 +24,7 @@ from dcodec.cli import cli
 from dcodec.exact.operations import Exact, InexactError
 from dcodec.prior import catalog, folder
 from dcodec.prior.adapter import DiffusersPrior, starts
+from dcodec.prior.latent import Latent
 from dcodec.prior.timesteps import Timesteps
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'dcodec[diffusers]'")
@@ -153,6 +155,43 @@ def test_unknown_operations_are_refused_by_name(run: Any) -> None:
         run(X)
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda i: i**0.5 + torch.exp(i) + torch.sin(i), lambda i: i / 3 + i.sigmoid(), lambda i: torch.arange(3) / i,
+        lambda i: torch.softmax(i.float(), 0) + i,
+    ],
+)  # fmt: skip
+def test_functions_of_integers_are_exact_too(run: Any) -> None:
+    """They are those of the same floats, not torch's own."""
+    i = torch.tensor([1, 5, 7])
+    with torch.inference_mode(), Exact():
+        y, same = run(i), run(i.float())
+    assert torch.equal(y, same)
+    assert snr(y, run(i.double())) > 95
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda i: torch.linspace(0, 1, 10), lambda i: torch.logspace(0, 1, 10), lambda i: torch.arange(0, 1, 0.1),
+        lambda i: torch.pow(10000.0, i), lambda i: torch.pow(10000.0, i.float()), lambda i: torch.lgamma(i),
+    ],
+)  # fmt: skip
+def test_floats_out_of_nothing_are_refused(run: Any) -> None:
+    with torch.inference_mode(), Exact(), pytest.raises(InexactError, match="has no exact form"):
+        run(torch.arange(1, 5))
+    with torch.inference_mode(), Exact():
+        y, twice = torch.arange(4, dtype=torch.float32) + torch.arange(4), torch.arange(0.0, 8.0, 2.0)
+    assert torch.equal(y, twice)
+
+
+def test_an_autoencoder_is_read_where_it_is() -> None:
+    """A pipeline's models may be on another device than pictures are; `meta` stands for it and counts nothing."""
+    module = diffusers.AutoencoderTiny(latent_channels=4).to("meta")
+    assert Latent.of(module, contextlib.nullcontext()).shape(64, 65) == (4, 8, 9)
+
+
 def test_large_products_are_cut_up_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     run = lambda: (F.conv2d(X, W, padding=1), F.scaled_dot_product_attention(X, V, X), F.silu(X), F.group_norm(X, 2))  # noqa: E731
     with torch.inference_mode():
@@ -221,7 +260,7 @@ def test_a_prompt_is_part_of_the_stream(saved: dict[str, Path]) -> None:
     with_prompt = models.encode("text", place)
     assert dcodec.info(with_prompt)["prompt"] == "a cat"
     assert dcodec.info(with_prompt)["guidance"] == 2.0
-    bare = dcodec.encode(models.picture("text"), size=models.size("text"), prior=place)
+    bare = dcodec.encode(models.picture("text"), size=16, prior=place)
     assert dcodec.info(bare)["prompt"] is None
     prior = DiffusersPrior.load(saved["text"], "text")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -270,12 +309,12 @@ def test_other_autoencoders_and_flow_matching(kind: str) -> None:
     assert prior.timesteps.prediction == "flow"
     assert prior.latent is not None
     assert prior.latent.shape(21, 18) == ((3, 11, 9) if kind == "VQModel" else (4, 3, 3))
-    data = dcodec.encode(models.picture("latent"), size=models.size("latent"), prior=prior)
+    data = dcodec.encode(models.picture("latent"), size=20, prior=prior)
     assert dcodec.decode(data, prior=prior).size == (18, 21)
 
 
 def test_gray_pictures_of_colour_models_come_back_gray(saved: dict[str, Path]) -> None:
-    data = dcodec.encode(models.picture("gray"), size=models.size("gray"), prior=str(saved["latent"]))
+    data = dcodec.encode(models.picture("gray"), size=20, prior=str(saved["latent"]))
     assert dcodec.decode(data, prior=str(saved["latent"])).mode == "L"
     with pytest.raises(ValueError, match="knows pictures of 1 channels, not of 3"):
         dcodec.encode(models.picture("sample"), size=models.size("sample"), prior=str(saved["gray"]))
@@ -409,13 +448,18 @@ def test_added_priors_are_found_by_name_and_by_stream(saved: dict[str, Path], ho
     for arguments, message in (
         (["add", str(tmp_path / "none")], "is not a folder"),
         (["add", str(saved["sample"]), "--name", "../up"], "cannot be a prior's name"),
+        (["add", str(saved["sample"]), "--name", "gaussian"], "that of a prior that comes with dcodec"),
         (["add", str(tmp_path)], "not a folder that diffusers"),
         (["pull", "owner/no-such-model"], "nor to be had from the hub"),
     ):
         refused = run(cli, ["priors", *arguments])
         assert refused.exit_code == 1
         assert message in refused.output
-    assert [name for name, _, _ in folder.added()] == ["mine"]
+    assert [own.name for own in folder.added()] == ["mine"]
+    for content in ('{"name": "x", "sha256": "zz"}', '{"name": "x", "bytes": []}', '{"name": "x", "sha256": 7}', "[]", "{"):
+        (home / "priors" / "x").mkdir(exist_ok=True)
+        (home / "priors" / "x" / folder.RECORD).write_text(content)
+        assert [own.name for own in folder.added()] == ["mine"]
 
 
 # The pipeline. --------------------------------------------------------------------------------------------------------

@@ -145,6 +145,18 @@ def test_layer_ignores_the_callers_precision_settings(kernel: str, monkeypatch: 
         torch._C._set_mkldnn_enabled(True)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 1, 0), (2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize("most", [1, 3000, 20000])
+def test_windows_a_strip_at_a_time(size: int, stride: int, padding: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of results at a time, some rows, and some pictures."""
+    rng = np.random.RandomState(0)
+    weight = torch.from_numpy(rng.randint(-64, 65, (5, 7, size, size))).to(torch.int8)
+    conv = Conv(weight, torch.from_numpy(rng.randint(-999, 999, (1, 5))), torch.full((5,), 9), stride, padding)
+    monkeypatch.setenv(KERNEL_VARIABLE, "unfold")
+    monkeypatch.setattr(exact, "WINDOW_NUMBERS", most)
+    check_layer(conv, torch.from_numpy(rng.randint(0, 256, (5, 7, 11, 14))).to(torch.uint8))
+
+
 def test_rounding_to_u8() -> None:
     x = np.concatenate([np.arange(-600, 1200) / 4, [-1e30, 1e30, 0.49999997, 0.50000006, 254.49998]]).astype(np.float32)
     for exponent in (-5, 0, 3):

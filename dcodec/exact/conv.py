@@ -28,7 +28,7 @@ EXACT = 2**24  # integers below this are exact in float32
 KERNEL_VARIABLE = "DCODEC_KERNEL"
 BLOCK = 2**16  # numbers read into 8 bits at once on a CPU: what its cache holds
 ONES = 1.5 * 2.0**23  # float32 numbers from here on are one apart, and their last byte counts them
-WINDOW_NUMBERS = 2**25  # what `_unfold` holds at once: 128 MiB
+WINDOW_NUMBERS = 2**25  # what `_unfold` holds at once, a row of results at least: 128 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,17 +172,20 @@ def _unfold(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))  # (B, h, w, I)
     height, width = ((n - size) // step + 1 for n in x.shape[1:3])
     y = torch.empty((len(x), height, width, len(conv.weight)), dtype=dtype, device=x.device)
-    images = max(1, WINDOW_NUMBERS // (height * width * len(conv._matrix)))
+    numbers = width * len(conv._matrix)  # behind a row of results
+    images, rows = max(1, WINDOW_NUMBERS // (height * numbers)), max(1, WINDOW_NUMBERS // numbers)
     with _plain_float32(x.device):
-        for part, result in zip(torch.split(x, images), torch.split(y, images), strict=True):
-            windows = [
-                part[:, dy : dy + step * (height - 1) + 1 : step, dx : dx + step * (width - 1) + 1 : step]
-                for dy in range(size)
-                for dx in range(size)
-            ]
-            columns = torch.cat(windows, -1).flatten(0, 2).to(torch.float32)  # (b h' w', k k I)
-            acc = torch.addmm(offset, columns, conv._matrix).view(result.shape)  # (b, h', w', O)
-            result.copy_(to_u8(acc, 0) if dtype == torch.uint8 else acc)
+        for part, results in zip(torch.split(x, images), torch.split(y, images), strict=True):
+            for top, result in zip(range(0, height, rows), torch.split(results, rows, 1), strict=True):
+                down, right = step * (result.shape[1] - 1) + 1, step * (width - 1) + 1
+                windows = [
+                    part[:, at : at + down : step, dx : dx + right : step]
+                    for at in range(step * top, step * top + size)
+                    for dx in range(size)
+                ]
+                columns = torch.cat(windows, -1).flatten(0, 2).to(torch.float32)  # (b h'' w', k k I)
+                acc = torch.addmm(offset, columns, conv._matrix).view(result.shape)  # (b, h'', w', O)
+                result.copy_(to_u8(acc, 0) if dtype == torch.uint8 else acc)
     return y.permute(0, 3, 1, 2)
 
 

@@ -57,8 +57,15 @@ class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = packet.__name__
         if name.endswith("_") and not name.startswith("_") and (plain := getattr(aten, name[:-1], None)) in _RULES:
             return args[0].copy_(_RULES[plain](*args, **kwargs))
-        if packet in _SAFE or (not _floats(args) and torch.Tag.nondeterministic_seeded not in func.tags):
+        if packet in _SAFE and not (packet is aten.arange and _fractional(args)):
             return func(*args, **kwargs)
+        if not _floats(args) and torch.Tag.nondeterministic_seeded not in func.tags:
+            result = func(*args, **kwargs)
+            if not _floats((result,)):  # integers have but one answer
+                return result
+            if rule is not None:
+                return rule(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
+            raise InexactError(f"operation {func} of integers has no exact form: use --arithmetic native")
         with self:  # an operation made of others
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
@@ -79,6 +86,11 @@ def _floats(args: Any) -> bool:
     return any(
         (isinstance(a, Tensor) and a.is_floating_point()) or (isinstance(a, (list, tuple)) and _floats(a)) for a in args
     )
+
+
+def _fractional(args: Any) -> bool:
+    """Whether a number among the arguments is none of the integers."""
+    return any(isinstance(a, float) and not a.is_integer() for a in args)
 
 
 # Products. ------------------------------------------------------------------------------------------------------------
@@ -300,7 +312,9 @@ def softmax(x: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tenso
     return e.div_(row_sums(e).float()).transpose(dim, -1)
 
 
-def _pow(x: Tensor, exponent: Any) -> Tensor:
+def _pow(x: Any, exponent: Any) -> Tensor:
+    if isinstance(exponent, Tensor):
+        raise InexactError("a power with a tensor as its exponent has no exact form: use --arithmetic native")
     if exponent == 2:
         return x * x
     if exponent == 3:

@@ -155,7 +155,7 @@ class DiffusersPrior:
             truncation=True, return_tensors="pt",
         ).input_ids  # fmt: skip
         with _exact([encoder]) if self.arithmetic == "exact" else nullcontext():
-            embedding: Tensor = encoder(ids)[0]
+            embedding: Tensor = encoder(ids.to(encoder.device))[0]
         return embedding.to(self.device)
 
     @torch.inference_mode()
@@ -237,7 +237,7 @@ def _ramp(side: int, device: torch.device) -> Tensor:
 
 
 def _digest(modules: list[Any], facts: list[Any]) -> bytes:
-    """sha256 of the weights, as float32 by name, and of what else the prior reads of the configuration."""
+    """sha256 of all numbers, as float32 by name, and of what else the prior reads of the configuration."""
     digest = sha256(json.dumps(facts).encode())
     for key, value in _numbers(modules):
         digest.update(f"{key} {tuple(value.shape)}\n".encode())
@@ -246,8 +246,10 @@ def _digest(modules: list[Any], facts: list[Any]) -> bytes:
 
 
 def _numbers(modules: list[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Weights, and float tables that a model makes as it is read (positions of DiT), by the library's own sines."""
     for i, module in enumerate(modules):
-        for key, value in sorted(module.state_dict().items()):
+        tables = {key: value for key, value in module.named_buffers() if value.is_floating_point()}
+        for key, value in sorted((tables | module.state_dict()).items()):
             yield f"{i}.{key}", value
 
 

@@ -49,11 +49,7 @@ def gaussian_digest(parameters: Spectrum) -> bytes:
 
 def installed() -> tuple[Entry, ...]:
     """The priors that come with the package, the default first, and those that were added."""
-    added = (
-        Entry(name, path, int(record.get("bytes", 0)), bytes.fromhex(record.get("sha256", "")), str(record.get("domain", "")),
-              float(record.get("gflop", 0.0)))
-        for name, path, record in folder.added()
-    )  # fmt: skip
+    added = (Entry(own.name, own.path, own.size, own.digest, own.domain, own.cost) for own in folder.added())
     return (*shipped(), *added)
 
 

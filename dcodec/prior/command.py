@@ -55,8 +55,10 @@ def pull(model: str, name: str | None) -> None:
 
 
 def _keep(source: Path, name: str) -> None:
-    from dcodec.prior import folder
+    from dcodec.prior import catalog, folder
 
+    if any(entry.name == name for entry in catalog.shipped()):
+        raise ValueError(f"the name {name} is that of a prior that comes with dcodec: choose another --name")
     target = folder.add(source, name, _record)
     click.echo(f"{name}: {target}", err=True)
 

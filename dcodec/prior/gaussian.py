@@ -117,7 +117,7 @@ def _variances(h: int, w: int, parameters: Spectrum, device: str) -> Tensor:
     return torch.from_numpy(spectrum(h, w, parameters)).to(device)[:, fy][:, :, fx].contiguous()
 
 
-@lru_cache(maxsize=1)  # a round's samples, one after the other, all have the same noise
+@lru_cache(maxsize=2)  # a round's samples, one after the other, all have the same noise; they stand or lie (positions.py)
 def _gains(h: int, w: int, sigma: float, parameters: Spectrum, device: str) -> Tensor:
     variance = _variances(h, w, parameters, device)
     return to_fixed(variance / (variance + sigma * sigma), GAIN_BITS)  # (C, h, w)

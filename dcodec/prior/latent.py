@@ -34,8 +34,9 @@ class Latent:
     def of(cls, module: Any, arithmetic: AbstractContextManager[Any]) -> "Latent":
         """Read an autoencoder's geometry off what it makes of an empty picture."""
         config = module.config
+        where = next(module.parameters()).device
         with torch.inference_mode():
-            z = _latents(module.encode(torch.zeros(1, 3, 64, 64)))
+            z = _latents(module.encode(torch.zeros(1, 3, 64, 64, device=where)))
         scale, shift = float(getattr(config, "scaling_factor", 1.0)), float(getattr(config, "shift_factor", None) or 0.0)
         return cls(module, scale, shift, 64 // z.shape[-1], z.shape[1], arithmetic)
 
