@@ -43,11 +43,11 @@ def _describe(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {text} (DCODEC_TRACEBACK=1 shows where)"
 
 
-class Positive(click.FloatRange):
-    """A finite number above zero."""
+class Finite(click.FloatRange):
+    """A finite number, zero or more."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+    def __init__(self, *, min_open: bool = False) -> None:
+        super().__init__(min=0, min_open=min_open)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number that was typed."""
@@ -55,3 +55,10 @@ class Positive(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class Positive(Finite):
+    """A finite number above zero."""
+
+    def __init__(self) -> None:
+        super().__init__(min_open=True)

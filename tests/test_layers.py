@@ -21,7 +21,7 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["container", "transform", "quantize", "cells", "parts"],
     ["prior", "prior.folder", "prior.timesteps", "prior.latent", "prior.adapter"],
     ["prior.catalog", "prior.counted", "prior.gaussian", "prior.network", "prior.photo", "positions"],
-    ["entropy", "profiles", "posterior", "pictures"],
+    ["entropy", "profiles", "posterior", "pictures", "shell"],
     ["rows"],
     ["surprise"],
     ["state"],
@@ -37,7 +37,6 @@ LAYERS = [  # a module imports from layers above its own line only, or from its 
     ["train.quantize"],
     ["train.fit"],
     ["train.command", "prior.command"],
-    ["shell"],
     ["", "cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

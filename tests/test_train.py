@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcodec.cli import cli
@@ -44,6 +44,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that seconds suffice for."""
     monkeypatch.setattr(model, "WIDTHS", (16, 24, 32))
     monkeypatch.setattr(model, "EMBEDDING", 16)
+    monkeypatch.setattr(fit, "FITTED_SIDE", 16)
+    monkeypatch.setattr(quantize, "CROPS_PER_LEVEL", 1)
+    monkeypatch.setattr(quantize, "CROP", 32)
 
 
 def untrained(widths: Sequence[int], arch: str) -> fit.Run:
@@ -75,7 +78,7 @@ def run(*arguments: object) -> str:
 @pytest.mark.parametrize("arch", ["unet", pytest.param("cunet", marks=pytest.mark.slow)])
 def test_a_trained_prior_encodes_here_and_decodes_in_another_process(arch: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine"
-    told = run(photos, "--out", out, "--minutes", 0.05, "--arch", arch)
+    told = run(photos, "--out", out, "--minutes", 0.01, "--arch", arch)
     assert "40 pictures, 3 held out; from step 0" in told
     first = fit.resume(out)
     assert first is not None
@@ -116,13 +119,13 @@ def test_a_trained_prior_encodes_here_and_decodes_in_another_process(arch: str, 
 
 @pytest.mark.usefixtures("small")
 def test_gray_pictures_make_a_gray_prior(photos: Path, tmp_path: Path) -> None:
-    """Of pictures smaller than any crop, not mirrored: it denoises one channel, better than its filter, and codes."""
+    """Of pictures smaller than any crop, not mirrored: it denoises one channel, and codes."""
     (tmp_path / "gray").mkdir()
     for i, path in enumerate(sorted(photos.rglob("*.png"))):
         with Image.open(path) as image:
             image.convert("L").crop((0, 0, 28, 28)).save(tmp_path / "gray" / f"{i}.png")
     out = tmp_path / "mine"
-    told = run(tmp_path / "gray", "--out", out, "--minutes", 0.05, "--no-mirror", "--widths", "16,16,24")
+    told = run(tmp_path / "gray", "--out", out, "--minutes", 0.01, "--no-mirror", "--widths", "16,16,24")
     assert "40 pictures, 3 held out" in told
     entry = catalog.find(str(out))
     prior = catalog.load(entry)
@@ -253,7 +256,7 @@ def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path
     """Weights and moments come back within the precision that they are kept in; a torn checkpoint gives the average."""
     pictures = data.read([photos])
     state = fit.begin(pictures)
-    list(fit.fit(state, pictures, 0.02, "cpu", 1e-3, 1))
+    list(fit.fit(state, pictures, 0, "cpu", 1e-3, 1, steps=3))
     fit.save(state, tmp_path)
     back = fit.resume(tmp_path)
     assert back is not None
@@ -262,7 +265,7 @@ def test_a_stretch_goes_on_where_the_last_one_ended(photos: Path, tmp_path: Path
         for key, value in getattr(state, name).items():
             torch.testing.assert_close(getattr(back, name)[key], value, rtol=precision, atol=1e-6, msg=f"{name} {key}")
     torn = fit.begin(pictures)
-    list(fit.fit(torn, pictures, 0.01, "cpu", 1e-3, 1))
+    list(fit.fit(torn, pictures, 0, "cpu", 1e-3, 1, steps=1))
     torn.steps += 1000
     (tmp_path / "other").mkdir()
     fit.save(torn, tmp_path / "other")
@@ -394,6 +397,31 @@ def test_pictures_are_seen_at_the_scales_of_a_walk(tmp_path: Path) -> None:
     np.testing.assert_allclose(pictures.weights[0] / pictures.weights[1], 2, rtol=0.01)
 
 
+def test_deep_and_turned_pictures_are_read_as_a_codec_reads_them(tmp_path: Path) -> None:
+    """16 bits of gray are not clipped to white, and what a camera turned stands upright."""
+    ramp = np.linspace(0, 65535, 64 * 40).reshape(40, 64).astype(np.uint16)
+    for i in range(3):
+        Image.fromarray(ramp).save(tmp_path / f"{i}.png")
+    assert 120 < float(data.read([tmp_path]).train[0].float().mean()) < 135
+    for i in range(3):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / f"{i}.png", exif=exif)
+    assert data.read([tmp_path]).train[0].shape == (1, 64, 40)
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"3\.png: not a picture"):
+        data.read([tmp_path])
+
+
+def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="holds no weights that can be read"):
+        fit.load(tmp_path / "a.safetensors")
+    save_file({"other": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds no network"):
+        fit.load(tmp_path / "a.safetensors")
+
+
 def test_crops_are_as_large_as_the_pictures_allow(photos: Path) -> None:
     pictures = data.read([photos])
     assert data.sides(pictures) == [(32, 64)]
@@ -407,11 +435,19 @@ def test_crops_are_as_large_as_the_pictures_allow(photos: Path) -> None:
 
 def test_a_pack_holds_what_fits_and_is_read_like_any_archive(photos: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.tar"
-    told = run(photos, "--pack", packed, "--megabytes", 1)
-    chosen = data.read([packed]).count
-    assert f"{chosen} of 40 pictures" in told
-    assert 0 < chosen <= 40
+    assert "40 of 40 pictures" in run(photos, "--pack", packed, "--megabytes", 1)
+    assert data.read([packed]).count == 40
     assert packed.stat().st_size <= 1 << 20
+    chosen, found = data.pack([photos], packed, 0.2)
+    assert (chosen, found) == (data.read([packed]).count, 40)
+    assert 5 < chosen < 35
+    assert packed.stat().st_size <= 0.2 * 2**20
+    for out, message in ((tmp_path, "found a folder"), (tmp_path / "none" / "a.tar", "there is no folder")):
+        with pytest.raises(ValueError, match=message):
+            data.pack([photos], out, 1)
+    with pytest.raises(ValueError, match="none of 40 pictures fits"):
+        data.pack([photos], tmp_path / "b.tar", 0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed.tar"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="at least 2"):
         data.read([tmp_path / "empty"])

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcodec.shell import Finite
+
 if TYPE_CHECKING:
     from dcodec.train.fit import Report
 
@@ -28,7 +30,7 @@ def _widths(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 @click.argument("sources", metavar="FOLDER|TAR..", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the prior and its checkpoint.")
 @click.option(
-    "--minutes", type=click.FloatRange(0), default=60.0, show_default=True,
+    "--minutes", type=Finite(), default=60.0, show_default=True,
     help="To train for; 0 only makes the checkpoint in DIR exact again.",
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="To train for instead of --minutes: the same on any machine.")
@@ -57,7 +59,8 @@ def train(
     """Train a prior on your own pictures: folders, or tar archives of them.
 
     DIR gets prior.safetensors, which --prior DIR of encode and decode takes, curve.csv (quality on pictures held out)
-    and the checkpoint. The same command again goes on where the last one ended, on this machine or another.
+    and the checkpoint. The same command again, without --start, --widths and --arch, goes on where the last one ended, on this
+    machine or another.
 
     \b
     dcodec train photos/ --out mine --minutes 120
@@ -77,13 +80,11 @@ def train(
         _tell(quiet, f"{pack}: {chosen} of {found} pictures, {pack.stat().st_size} bytes")
         return
     assert out is not None
-    import torch
-
+    from dcodec.exact.machine import check_device
     from dcodec.prior.catalog import WEIGHTS
     from dcodec.train import fit, quantize
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here: leave out --device cuda")
+    check_device(device)
     begin = time.monotonic()
     run = fit.resume(out)
     if run is None:

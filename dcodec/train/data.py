@@ -1,7 +1,7 @@
 """Which pictures does a network learn from? Folders and tar archives of them, cut into batches of crops.
 
 Pictures are used at full size and at the coarser scales that a walk sees them at, by the walk's own wavelet; one in HELD is
-kept out, to measure progress on.
+kept out, to measure progress on, up to MOST_HELD in the order of the sources: in another order others are.
 """
 
 import io
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dcodec.pictures import check_writable, load, to_image
 from dcodec.transform import split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
@@ -89,10 +90,8 @@ def read(sources: Sequence[Path]) -> Pictures:
     digest, count = sha256(), 0
     for file in files(sources):
         content = file.read()
-        try:
-            full = Image.open(io.BytesIO(content)).convert("RGB")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file.name} is no picture that Pillow opens: {error}") from error
+        picture = load(io.BytesIO(content), background="gray", max_side=1 << 16, name=file.name)
+        full = to_image(picture).convert("RGB")
         if min(full.size) < SMALLEST:
             continue
         digest.update(sha256(content).digest())
@@ -177,16 +176,22 @@ def middles(pictures: Sequence[Tensor], side: int) -> Tensor:
 
 def pack(sources: Sequence[Path], out: Path, megabytes: float, seed: int = 0) -> tuple[int, int]:
     """Write a tar of at most `megabytes` MiB with a random choice of the pictures; (how many are in it, of how many)."""
+    check_writable(str(out))
     sizes = [file.size for file in files(sources)]
     order = np.random.default_rng(seed).permutation(len(sizes))
     ends = np.cumsum([1024 + sizes[i] for i in order])  # a header and padding a member
     chosen = set(order[: int(np.searchsorted(ends, megabytes * 2**20 - 10240, "right"))].tolist())
+    if not chosen:
+        raise ValueError(f"none of {len(sizes)} pictures fits into {megabytes:g} MiB")
     part = out.with_name(out.name + ".part")
-    with tarfile.open(part, "w") as archive:
-        for i, file in enumerate(files(sources)):
-            if i in chosen:
-                member = tarfile.TarInfo(f"{i:06}-{Path(file.name).name}")
-                member.size = file.size
-                archive.addfile(member, io.BytesIO(file.read()))
-    part.replace(out)
+    try:
+        with tarfile.open(part, "w") as archive:
+            for i, file in enumerate(files(sources)):
+                if i in chosen:
+                    member = tarfile.TarInfo(f"{i:06}-{Path(file.name).name}")
+                    member.size = file.size
+                    archive.addfile(member, io.BytesIO(file.read()))
+        part.replace(out)
+    finally:  # also after an interrupt
+        part.unlink(missing_ok=True)
     return len(chosen), len(sizes)

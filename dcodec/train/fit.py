@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -273,10 +273,15 @@ def fit_spectrum(x: Tensor) -> Spectrum:
 
 
 def load(path: Path) -> Run:
-    """A run that begins with the weights of a safetensors file."""
-    with safe_open(str(path), framework="pt") as file:
-        told = json.loads((file.metadata() or {}).get("run", "{}"))
-        state = {key: file.get_tensor(key).float() for key in file.keys()}
+    """A run that begins with the weights of a safetensors file; ValueError when it is no checkpoint."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get("run", "{}"))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no weights that can be read: {error}") from error
+    if "emb.0.weight" not in state:
+        raise ValueError(f"{path} holds no network of `dcodec train`: give average.safetensors of its folder")
     parameters = tuple((a, f0, p) for a, f0, p in told.get("spectrum", PHOTO_SPECTRUM))
     average = {k: v.clone() for k, v in state.items()}
     mirror = told.get("mirror", len(parameters) == 3)  # of checkpoints that do not tell, photographs were, digits were not
