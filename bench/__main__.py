@@ -21,11 +21,15 @@ from dcodec.train.data import SUFFIXES
 _OTHERS = ", ".join(name for name in codecs.NAMES if name not in codecs.DEFAULT)
 
 
-def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
+def _decibels(_context: click.Context, _parameter: click.Parameter, text: str) -> list[float]:
     try:
-        rates = None if text is None else sorted({float(part) for part in text.split(",")})
+        return sorted({float(part) for part in text.split(",")})
     except ValueError as error:
         raise click.BadParameter(f"{text!r}: expected numbers with commas between") from error
+
+
+def _rates(context: click.Context, parameter: click.Parameter, text: str | None) -> list[float] | None:
+    rates = None if text is None else _decibels(context, parameter, text)
     if rates and not 0 < rates[0] <= rates[-1] <= 48:
         raise click.BadParameter(f"{text!r}: expected bits a pixel, above 0")
     return rates
@@ -168,7 +172,7 @@ def show_prior(
 
 
 @main.command("source")
-@click.option("--psnr", "targets", default="20,22,24,27", callback=_rates, help="In dB.", show_default=True)
+@click.option("--psnr", "targets", default="20,22,24,27", callback=_decibels, help="In dB.", show_default=True)
 @click.option("--pictures", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--side", default=64, show_default=True, type=click.IntRange(8, 256))
 def show_source(targets: list[float], pictures: int, side: int) -> None:

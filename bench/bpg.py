@@ -48,12 +48,13 @@ class Bpg:
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """See codecs.Codec. Times are those of the programs, start and PNG included."""
+        encoder = ("-e", "jctvc") if "jctvc" in _told() else ()  # slower and better than x265, which may be the default
         with tempfile.TemporaryDirectory() as folder:
             png, file, shown = (Path(folder) / name for name in ("in.png", "out.bpg", "out.png"))
             picture.save(png)
             for setting, _ in jobs:
                 began = _children_s()
-                _run("bpgenc", "-f", "444", "-q", setting.removeprefix("q="), "-o", file, png)
+                _run("bpgenc", *encoder, "-f", "444", "-q", setting.removeprefix("q="), "-o", file, png)
                 encoded = _children_s()
                 _run("bpgdec", "-o", shown, file)
                 with Image.open(shown) as decoded:
@@ -95,9 +96,14 @@ def programs() -> str | None:
     """Version of the `bpgenc` on PATH; None unless `bpgdec` is there too."""
     if not (shutil.which("bpgenc") and shutil.which("bpgdec")):
         return None
-    said = subprocess.run(["bpgenc"], capture_output=True, text=True, check=False)  # without a file it tells about itself
-    words = (said.stdout + said.stderr).split()
+    words = _told().split()
     return words[words.index("version") + 1] if "version" in words[:-1] else "unknown"
+
+
+def _told() -> str:
+    """What bpgenc tells about itself when there is no file."""
+    said = subprocess.run(["bpgenc"], capture_output=True, text=True, check=False)
+    return said.stdout + said.stderr
 
 
 def bpg_size(heif: bytes, width: int, height: int) -> int:

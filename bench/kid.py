@@ -30,14 +30,20 @@ def features(picture: Shown, weights: Path) -> Features:
     return np.array([lpips.summary(patch, weights) for patch in patches]).reshape(len(patches), -1)
 
 
-def kid(a: Features, b: Features) -> float:
-    """The unbiased estimate for sets (m, d) and (n, d) of at least two vectors: 0 on average when they are drawn alike."""
+def kid(a: Features, b: Features, *, paired: bool = False) -> float:
+    """The unbiased estimate for sets (m, d) and (n, d) of at least two vectors: 0 on average when they are drawn alike.
+
+    paired: vector i of both is of the same place, so that these pairs are no witnesses of how alike the sets are.
+    """
     m, n = len(a), len(b)
     if m < 2 or n < 2:
         raise ValueError(f"expected two patches of {SIDE}x{SIDE} pixels or more in each set, found {m} and {n}")
     within_a, within_b = _kernel(a, a), _kernel(b, b)
     alike = (within_a.sum() - np.trace(within_a)) / (m * (m - 1)) + (within_b.sum() - np.trace(within_b)) / (n * (n - 1))
-    return float(alike - 2 * _kernel(a, b).mean())
+    across = _kernel(a, b)
+    if paired:
+        return float(alike - 2 * (across.sum() - np.trace(across)) / (m * (m - 1)))
+    return float(alike - 2 * across.mean())
 
 
 def _kernel(a: Features, b: Features) -> Features:
@@ -63,7 +69,7 @@ def markdown(rows: Sequence[Row], folder: Path, weights: Path) -> str:
     lines = [f"| codec | setting | bpp | {NAME} |", "| --- | --- | ---: | ---: |"]
     for (label, setting), found in sorted(whole.items(), key=lambda item: (item[0][0], _rate(item[1]))):
         decoded = _all([path for path, _ in found.values()], weights)
-        lines.append(f"| {label} | {setting} | {_rate(found):.3f} | {1000 * kid(decoded, real):.2f} |")
+        lines.append(f"| {label} | {setting} | {_rate(found):.3f} | {1000 * kid(decoded, real, paired=True):.2f} |")
     return "\n".join([*lines, "", f"{len(images)} pictures, {len(real)} patches."])
 
 

@@ -134,7 +134,7 @@ def diffc(prior: Prior, x: Tensor, budgets: Sequence[int], steps: int) -> Iterat
         x0 = denoise(prior, z, t)
         error = float((x - x0).double().square().sum())
         while True:
-            cost = 0.5 * (sigmas[i + 1] ** -2 - t**-2) * error
+            cost = step_cost(t, sigmas[i + 1], error)
             if not waiting or spent + cost < waiting[0]:
                 break
             stop = (t**-2 + 2 * max(waiting[0] - spent, 0.0) / error) ** -0.5
@@ -152,6 +152,11 @@ def diffc(prior: Prior, x: Tensor, budgets: Sequence[int], steps: int) -> Iterat
         n += 1
         z, spent = _between(x, z, t, sigmas[i + 1], n), spent + cost
     raise ValueError(f"DiffC has sent all it can with {spent / math.log(2):.0f} bits")
+
+
+def step_cost(t: float, s: float, error: float) -> float:
+    """Nats of a step from noise t to s: KL divergence of q(z_s | z_t, x) from p(z_s | z_t); error: |x - D(z_t)|^2."""
+    return 0.5 * (s**-2 - t**-2) * error
 
 
 def _between(x: Tensor, z: Tensor, t: float, s: float, key: int) -> Tensor:

