@@ -4,6 +4,7 @@ The method itself is in `codec`; here budgets, estimates and picture types meet 
 """
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.float32]  # (C, h, w) in [-1, 1]
 Report = dict[str, Any]
+
+MOST = 64  # bytes a value at most, far beyond the finest step
 
 
 @dataclass(frozen=True)
@@ -58,27 +61,30 @@ def encode(
     psnr: float | None = None,
     preset: str = "fast",
     rows: int | None = None,
-    prior: "str | Prior" = catalog.DEFAULT,
+    prior: "str | os.PathLike[str] | Prior" = catalog.DEFAULT,
     prompt: str = "",
     guidance: float = 1.0,
     arithmetic: str = "exact",
     device: str = "cpu",
     seed: int = 0,
     chunk: int = 0,
+    background: str | None = None,
+    max_side: int = MAX_SIDE,
     report: Report | None = None,
     progress: Progress | None = None,
 ) -> bytes:
     """Compress a picture to a `.dcx` stream.
 
     image: a Pillow image, uint8 or uint16 (h, w) or (h, w, 3), or float32 (C, h, w) in [-1, 1].
-    bpp, size, psnr: exactly one; bits a pixel and bytes are met exactly, header included; psnr (dB) ends the stream at the
-    first prefix whose mean estimate reaches it.
+    bpp, size, psnr: exactly one; bits a pixel and bytes are met exactly, header included; psnr (dB) ends the stream at a
+    prefix whose mean estimate reaches it, found by bisection.
     preset: `fast`, `whole`, or `psc` with `rows` rows a step (1).
     prior: a name, a safetensors file, a folder that diffusers wrote, a hub's id, or a Prior in memory.
     prompt, guidance: for priors that take one; stored in the stream.
     arithmetic: `exact`, or for diffusers models `native`, several times as fast, for streams that only this machine decodes.
     seed: of the shared noise.
     chunk: samples in the denoiser at once (0: by memory); never changes the bytes.
+    background, max_side: of Pillow images: the colour behind transparent ones; most pixels a side.
     report: filled with bytes, bpp, psnr, refreshes, nfe (evaluations at full size, smaller ones as parts), seconds.
     progress: called as progress(bits, of, note).
     Raises ValueError (PictureError for the picture) when an argument does not make sense.
@@ -86,14 +92,17 @@ def encode(
     begin = time.perf_counter()
     if sum(option is not None for option in (bpp, size, psnr)) != 1:
         raise ValueError("give exactly one of bpp, size and psnr")
+    if not all(math.isfinite(option) and option > 0 for option in (bpp, size, psnr) if option is not None):
+        raise ValueError("bpp, size and psnr are finite and above zero")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it is one of {', '.join(PRESETS)}")
-    if isinstance(prior, str):
-        entry = catalog.find(prior)
-    x = _picture(image)
+    if rows is not None and preset != "psc":
+        raise ValueError("rows go with preset psc: the other presets choose theirs themselves")
+    entry = catalog.find(os.fspath(prior)) if isinstance(prior, (str, os.PathLike)) else None
+    x = _picture(image, background, max_side)
     c, h, w = x.shape
     if bpp is not None:
-        size = int(math.floor(bpp * w * h / 8 + 1e-9))
+        size = budget(bpp, w, h)
     if arithmetic not in ("exact", "native"):
         raise ValueError(f"arithmetic {arithmetic!r} is unknown: it is exact or native")
     native = arithmetic == "native"
@@ -101,17 +110,21 @@ def encode(
     header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, b"\0\0", seed, rest=rest)
     header.pack()  # refuses fields out of range before the work starts
     if size is not None and size < header.size:
-        raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}")
+        raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}: give --bytes 40, or more")
+    if size is not None and size > max(MOST * x.size, 1 << 16):
+        raise ValueError(f"a budget of {size} bytes is more than all there can be to say of {w}x{h} pixels")
 
     import torch
 
     from dcodec import estimates
     from dcodec.domain import enter
-    from dcodec.exact.machine import fingerprint
+    from dcodec.exact.machine import check_device, fingerprint
     from dcodec.prior.counted import Counted
     from dcodec.state import Setting
 
-    loaded = catalog.load(entry, device, arithmetic) if isinstance(prior, str) else prior
+    check_device(device)
+    loaded = catalog.load(entry, device, arithmetic) if entry else prior
+    assert not isinstance(loaded, (str, os.PathLike))
     header = replace(header, prior=loaded.digest[:2])
     if native:
         header = replace(header, rest=second_part(fingerprint(device, chunk), prompt, guidance))
@@ -134,6 +147,11 @@ def encode(
             refreshes=len(written.turns), nfe=nfe, denoiser_seconds=counted.seconds, seconds=time.perf_counter() - begin,
         )  # fmt: skip
     return data
+
+
+def budget(bpp: float, width: int, height: int) -> int:
+    """Bytes of a file of at most `bpp` bits a pixel."""
+    return math.floor(bpp * width * height / 8 + 1e-9)  # 0.7 * 480 / 8 is 42
 
 
 def _encode_to_size(
@@ -185,7 +203,7 @@ def decode(
     *,
     estimate: str = "mean",
     size: int | None = None,
-    prior: "str | Prior | None" = None,
+    prior: "str | os.PathLike[str] | Prior | None" = None,
     device: str = "cpu",
     seed: int | None = None,
     chunk: int = 0,
@@ -201,9 +219,10 @@ def decode(
     """
     if estimate not in ("mean", "sample"):
         raise ValueError(f"estimate {estimate!r} is unknown: it is mean or sample")
-    from dcodec import estimates
-
     session = Session.of(data, size, prior, device, chunk, max_side, progress)
+
+    from dcodec import estimates  # now that there is something to decode
+
     (_, state), = session.states([session.size])
     place = session.setting
     x = estimates.mean(place, state, seed) if estimate == "mean" else estimates.samples(place, state, 1, seed)[0]
@@ -216,7 +235,7 @@ def decode_many(
     *,
     samples: int,
     size: int | None = None,
-    prior: "str | Prior | None" = None,
+    prior: "str | os.PathLike[str] | Prior | None" = None,
     device: str = "cpu",
     seed: int | None = None,
     chunk: int = 0,
@@ -227,9 +246,10 @@ def decode_many(
     """Several pictures that all agree with the bits, their mean and how far off it may be; arguments as for `decode`."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
+    session = Session.of(data, size, prior, device, chunk, max_side, progress)
+
     from dcodec import estimates, spread
 
-    session = Session.of(data, size, prior, device, chunk, max_side, progress)
     (_, state), = session.states([session.size])
     drawn = estimates.samples(session.setting, state, samples, seed)
     mean = estimates.mean(session.setting, state, seed)
@@ -241,7 +261,7 @@ def progressive(
     data: bytes,
     *,
     steps: int = 6,
-    prior: "str | Prior | None" = None,
+    prior: "str | os.PathLike[str] | Prior | None" = None,
     device: str = "cpu",
     chunk: int = 0,
     max_side: int = MAX_SIDE,
@@ -250,9 +270,10 @@ def progressive(
     """What `steps` prefixes show, sizes rising geometrically to the whole stream; one walk for all of them."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    session = Session.of(data, None, prior, device, chunk, max_side, progress)
+
     from dcodec import estimates, spread
 
-    session = Session.of(data, None, prior, device, chunk, max_side, progress)
     first = min(max(len(data) / 32, session.header.size + 4.0), len(data))
     ratio = (len(data) / first) ** (1 / max(steps - 1, 1))
     sizes = sorted({round(len(data) / ratio**k) for k in range(steps)})
@@ -301,10 +322,12 @@ def priors() -> list[dict[str, Any]]:
     ]
 
 
-def _picture(image: Any) -> Pixels:
+def _picture(image: Any, background: str | None, max_side: int) -> Pixels:
     """Any accepted picture -> (C, h, w) float32 in [-1, 1]."""
+    if isinstance(image, (str, os.PathLike, bytes)):
+        raise PictureError("expected a picture, not the name or the bytes of a file: Image.open(..) of Pillow reads it")
     if not isinstance(image, np.ndarray):
-        return from_image(image)
+        return from_image(image, background=background, max_side=max_side)
     if image.dtype != np.float32:
         return from_array(image)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:

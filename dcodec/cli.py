@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DEFAULT_BPP = 0.1
+LEAST = 40  # bytes of a file whose rate nobody asked for: some pictures are tiny, and a header takes 15
 STD_SAMPLES = 16  # enough to tell the flat from the open parts: a standard deviation within some 18 percent
 
 
@@ -110,8 +111,8 @@ def encode(
 ) -> None:  # fmt: skip
     """Compress the picture IN to the stream OUT.
 
-    Give at most one of --bpp, --bytes and --psnr; with none of them it is --bpp 0.1. A rate counts the whole
-    file and is never exceeded. What is left after cutting OUT anywhere still decodes, so that one
+    Give at most one of --bpp, --bytes and --psnr; with none of them it is --bpp 0.1, 40 bytes at least. A rate counts the
+    whole file and is never exceeded. What is left after cutting OUT anywhere still decodes, so that one
     encoding serves all lower rates.
 
     \b
@@ -125,12 +126,12 @@ def encode(
     _at_most_one({"--bpp": bpp, "--bytes": size, "--psnr": psnr})
     if rows is not None and preset != "psc":
         raise click.UsageError("--rows goes with --preset psc: the other presets choose their rows themselves.")
-    if bpp is None and size is None and psnr is None:
-        bpp = DEFAULT_BPP
-    from dcodec import pictures
+    from dcodec import api, pictures
 
     _prepare(source, out)
     x = pictures.load(sys.stdin.buffer if source == "-" else source, background=background, max_side=max_side)
+    if bpp is None and size is None and psnr is None:
+        size = max(api.budget(DEFAULT_BPP, x.shape[2], x.shape[1]), LEAST)
     report: dict[str, Any] = {}
     with _bar("encoding", quiet) as progress:
         data = dcodec.encode(
@@ -186,7 +187,7 @@ def decode(
         raise click.UsageError("--samples writes samples: leave out --estimate mean.")
     if out == std == "-":
         raise click.UsageError("OUT and --std cannot both be -.")
-    from dcodec import pictures
+    from dcodec import api, pictures
 
     stem, extension = os.path.splitext(out)
     names = [f"{stem}-{i}{extension}" for i in range(1, samples + 1)] if samples > 1 else [out]
@@ -196,7 +197,7 @@ def decode(
     data = _read(source)
     if bpp is not None:
         header = dcodec.info(data)
-        size = int(bpp * header["width"] * header["height"] / 8)
+        size = api.budget(bpp, header["width"], header["height"])
     wants_sample = samples > 1 or estimate == "sample"
     report: dict[str, Any] = {}
     common: dict[str, Any] = {
@@ -286,6 +287,8 @@ def info(source: str, as_json: bool) -> None:
         return
     width = max(map(len, fields))
     for key, value in fields.items():
+        if isinstance(value, str) and not value.isprintable():  # a prompt could hold what a terminal obeys
+            value = ascii(value)
         click.echo(f"{key:{width}}  {value:.6g}" if isinstance(value, float) else f"{key:{width}}  {value}")
 
 

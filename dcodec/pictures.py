@@ -55,18 +55,18 @@ class OutputError(ValueError):
 
 
 def load(
-    source: str | Path | BinaryIO, *, background: str | None = None, max_side: int = MAX_SIDE
+    source: str | Path | BinaryIO, *, background: str | None = None, max_side: int = MAX_SIDE, name: str = ""
 ) -> NDArray[np.float32]:
     """Read a picture file: whatever Pillow opens, the first frame, turned as its EXIF orientation says.
 
-    source: a path, or a binary stream that is read to its end.
+    source: a path, or a binary stream that is read to its end. name: what errors call it, where it has no other.
     Returns and options: as `from_image`. Raises PictureError, also for files that are missing or damaged.
     """
     file: str | Path | BinaryIO
     if isinstance(source, (str, Path)):
-        name, file = os.fspath(source), source
+        name, file = name or os.fspath(source), source
     else:
-        name, data = str(getattr(source, "name", "input")), source.read()  # Pillow seeks, and a pipe cannot
+        name, data = name or str(getattr(source, "name", "input")), source.read()  # Pillow seeks, and a pipe cannot
         if not data:
             raise PictureError(f"{name}: expected a picture, found nothing (0 bytes)")
         file = io.BytesIO(data)
@@ -145,10 +145,13 @@ def _planes(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 def _white(values: NDArray[Any], mode: str) -> int:
-    """The value that means white: modes I and F do not say, so only the usual ranges are taken."""
+    """The value that means white: modes I and F do not say, so only the usual ranges are taken.
+
+    Floats a little above 1 may be meant for 0..1, and would be black in 0..255: those are not taken either.
+    """
     low, high = values.min(), values.max()
-    for white in (1, 255) if mode == "F" else (65535,):
-        if 0 <= low and high <= white:  # false for nan
+    for dark, white in ((0, 1), (16, 255)) if mode == "F" else ((0, 65535),):
+        if 0 <= low and dark <= high <= white:  # false for nan
             return white
     wanted = "0..1 or 0..255" if mode == "F" else "0..65535"
     raise PictureError(f"expected values of {wanted}, found {low:g}..{high:g}: convert it to 8 or 16 bits")
@@ -185,7 +188,9 @@ def _pillow() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise PictureError("not a picture in any format known here: convert it to PNG first") from error
     except Image.DecompressionBombError as error:
-        raise PictureError("far too many pixels (a decompression bomb?): shrink the picture") from error
+        raise PictureError(
+            f"over Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels (a decompression bomb?): shrink the picture"
+        ) from error
     except OSError as error:
         if error.filename is not None:  # the file itself: missing, a folder, not readable
             raise PictureError(error.strerror or "cannot be opened") from error
@@ -292,6 +297,8 @@ def image_bytes(image: Image.Image, path: str) -> bytes:
     """The file that `path` shall hold: format by extension, lossy only JPEG and GIF. Raises OutputError."""
     name, options = image_format(path)
     file = io.BytesIO()
+    if path.lower().endswith(".pgm"):
+        image = image.convert("L")  # a graymap
     try:
         image.save(file, name, **options)
     except (OSError, ValueError) as error:  # such as a picture larger than the format allows
@@ -332,13 +339,12 @@ def write_atomically(path: str, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    target = os.path.realpath(path)  # a link stays a link
     try:
-        if os.path.exists(target) and not os.path.isfile(target):  # renaming over /dev/null would remove it
-            with open(target, "wb") as device:
+        if os.path.exists(path) and not os.path.isfile(path):  # not to be renamed over; pipes have no real path
+            with open(path, "wb") as device:
                 device.write(data)
         else:
-            _replace(target, data)
+            _replace(os.path.realpath(path), data)  # a link stays a link
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 

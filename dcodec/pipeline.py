@@ -39,7 +39,7 @@ class DcodecPipeline(DiffusionPipeline):  # type: ignore[misc]
         size: int | None = None, estimate: str = "mean", prompt: str = "", guidance_scale: float = 1.0,
         preset: str = "fast", arithmetic: str = "exact", output_type: str = "pil", return_dict: bool = True,
     ) -> Any:  # fmt: skip
-        """Encode `image` (bpp or size, in bytes, tells how far), or decode `bitstream`, or its first `size` bytes.
+        """Encode `image` (bpp or size, in bytes, tells how far), or decode `bitstream`, or as much of its start as they tell.
 
         estimate: `mean` or `sample`. output_type: `pil`, `np`, or `none` to encode without showing. prompt, guidance_scale,
         preset, arithmetic: of encoding; a stream carries its own. Returns DcodecOutput, or (bitstream, images).
@@ -67,7 +67,9 @@ class DcodecPipeline(DiffusionPipeline):  # type: ignore[misc]
                 )  # fmt: skip
                 size = None
             else:
-                prior = self._prior(str(api.info(bitstream)["arithmetic"]), text, device)
+                told = api.info(bitstream)
+                prior = self._prior(str(told["arithmetic"]), text, device)
+                size = size if bpp is None else api.budget(bpp, told["width"], told["height"])
             images = None
             if output_type != "none":
                 shown = api.decode(bitstream, estimate=estimate, size=size, prior=prior, device=device, progress=show)

@@ -1,5 +1,6 @@
 """How is a stream opened? Its header checked, the prior it asks for found, its prefixes' states walked to."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Session:
 
     @classmethod
     def of(
-        cls, data: bytes, size: int | None, prior: str | Prior | None, device: str, chunk: int, max_side: int,
-        progress: Progress | None = None,
+        cls, data: bytes, size: int | None, prior: str | os.PathLike[str] | Prior | None, device: str, chunk: int,
+        max_side: int, progress: Progress | None = None,
     ) -> "Session":  # fmt: skip
         """Open a stream: arguments as for `dcodec.decode`.
 
@@ -43,10 +44,11 @@ class Session:
             raise BitstreamError(
                 f"the stream describes {header.width}x{header.height} pixels, the limit is {max_side} a side (--max-side)"
             )
-        from dcodec.exact.machine import fingerprint
+        from dcodec.exact.machine import check_device, fingerprint
         from dcodec.prior.counted import Counted
         from dcodec.state import Setting  # now that there is something to decode
 
+        check_device(device)
         native = bool(header.machine)
         if native and header.machine != fingerprint(device, chunk):
             raise BitstreamError(
@@ -81,12 +83,12 @@ class Session:
             )  # fmt: skip
 
 
-def _prior_of(header: Header, prior: str | Prior | None, device: str, arithmetic: str) -> Prior:
+def _prior_of(header: Header, prior: str | os.PathLike[str] | Prior | None, device: str, arithmetic: str) -> Prior:
     """The prior that a stream was made with, or BitstreamError."""
-    if prior is not None and not isinstance(prior, str):
+    if prior is not None and not isinstance(prior, (str, os.PathLike)):
         _same(header, prior)
         return prior
-    entry = catalog.find(prior) if prior is not None else catalog.identify(header.prior)
+    entry = catalog.find(os.fspath(prior)) if prior is not None else catalog.identify(header.prior)
     if entry is None:
         raise BitstreamError(f"the stream needs prior {header.prior.hex()}, which is not installed (--prior PATH)")
     if entry.digest:  # known before gigabytes are read

@@ -53,24 +53,30 @@ def setting_of(data: bytes, prior: GaussianPrior, chunk: int = 0) -> tuple[Heade
     return header, Setting.of(header, prior, chunk=chunk)
 
 
-def check_round_trip(x: Pixels, size: int, **options: Any) -> bytes:
-    """Encode to `size` bytes; the stream has them, says what it is, and decodes to pictures of the size of `x`."""
+def check_round_trip(x: Pixels, size: int, **options: Any) -> tuple[bytes, Image.Image]:
+    """Encode to `size` bytes; the stream has them, says what it is, and decodes to pictures of the size of `x`.
+
+    Returns the stream and its mean.
+    """
     channels, h, w = x.shape
     data = encode(x, size=size, **options)
     assert len(data) == size
     told = dcodec.info(data)
     assert (told["width"], told["height"], told["mode"]) == (w, h, "L" if channels == 1 else "RGB")
-    for estimate in ("mean", "sample"):
-        image = dcodec.decode(data, estimate=estimate)
+    (shot,) = dcodec.progressive(data, steps=1)
+    for image in (shot.mean, shot.sample):
         assert (image.size, image.mode) == ((w, h), "L" if channels == 1 else "RGB")
-    return data
+    return data, shot.mean
 
 
 def assert_same(a: State, b: State) -> None:
-    """Two states hold the same bits: rows, measurements, their cells, samples."""
+    """Two states hold the same bits: rows, measurements, their cells, gains, what error is left, samples."""
     for one, other in zip(a.measured, b.measured, strict=True):
         for name in ("tiles", "rows", "y", "width", "variance"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for one, other in zip(a.gains, b.gains, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(a.energy, b.energy)
     assert (a.refresh, a.step, a.scale) == (b.refresh, b.step, b.scale)
     for own, others in ((a.samples, b.samples), (a.centre, b.centre)):
         assert (own is None) == (others is None)
@@ -94,7 +100,7 @@ def test_round_trip(channels: int, h: int, w: int, draw: Draw) -> None:
 @pytest.mark.parametrize(("channels", "h", "w"), [(3, 6, 9), (1, 8, 8)])
 def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
     for rows in (1, 8):
-        data = check_round_trip(draw(channels, h, w), HEADER_SIZE + 5, preset="psc", rows=rows)
+        data, _ = check_round_trip(draw(channels, h, w), HEADER_SIZE + 5, preset="psc", rows=rows)
         assert dcodec.info(data)["rows"] == rows
 
 
@@ -103,8 +109,8 @@ def test_round_trip_psc(channels: int, h: int, w: int, draw: Draw) -> None:
 def test_pictures_of_a_few_values(preset: str, shape: tuple[int, int, int], draw: Draw) -> None:
     """Presets that measure the whole of a picture: as many directions as it has values, an odd number too, and each once."""
     x, rows = draw(*shape), 8 if preset == "psc" else 0
-    data = check_round_trip(x, HEADER_SIZE + 15, preset=preset, **({"rows": rows} if rows else {}))
-    assert psnr(x + 1e-4, dcodec.decode(data)) > 40
+    _, mean = check_round_trip(x, HEADER_SIZE + 15, preset=preset, **({"rows": rows} if rows else {}))
+    assert psnr(x + 1e-4, mean) > 40
     found = recorded(x, GaussianPrior(), preset, rows, 15)[1].steps[-1].after.measured[0].rows[0]
     unit = found.astype(np.float64) * 2.0**-ROW_BITS
     assert 0 < len(unit) <= x.size
@@ -147,19 +153,24 @@ def test_a_budget_beyond_all_there_is_to_say(preset: str, draw: Draw) -> None:
     """The walk ends by itself; zeros fill the file, which decodes like the part that says something."""
     x = draw(1, 5, 6)
     rows = 8 if preset == "psc" else None
-    data = check_round_trip(x, 900, preset=preset, rows=rows)
+    data, whole = check_round_trip(x, 900, preset=preset, rows=rows)
     said = len(data.rstrip(b"\0"))
     assert HEADER_SIZE < said < 890
-    whole = dcodec.decode(data)
     np.testing.assert_array_equal(pixels(whole), pixels(dcodec.decode(data, size=said + 2)))
     assert psnr(x, whole) > 44  # all rows measured down to the last step
 
 
 def test_budgets_below_the_header_are_refused(draw: Draw) -> None:
     x = draw(3, 16, 16)
-    for size in (0, 1, HEADER_SIZE - 1):
+    for size in (1, HEADER_SIZE - 1):
         with pytest.raises(ValueError, match="smaller than the header"):
             encode(x, size=size)
+    for option in ({"size": 0}, {"bpp": math.nan}, {"bpp": math.inf}, {"psnr": -1.0}, {"psnr": math.nan}):
+        with pytest.raises(ValueError, match="finite and above zero"):
+            encode(x, **option)
+    for option in ({"bpp": 1e300}, {"size": 10**30}):
+        with pytest.raises(ValueError, match="more than all there can be to say"):
+            encode(x, **option)
     with pytest.raises(ValueError, match="smaller than the header"):
         encode(x, bpp=0.001)
 
@@ -179,13 +190,29 @@ def test_arguments_that_make_no_sense_are_refused(draw: Draw) -> None:
         dcodec.decode(data, max_side=7)
 
 
+def test_pictures_that_are_none(draw: Draw) -> None:
+    """Names, bytes, transparent and large ones: told in a line, with arguments that `encode` has."""
+    for wrong in ("a.png", Path("a.png"), b"\x89PNG"):
+        with pytest.raises(dcodec.PictureError, match="not the name or the bytes of a file"):
+            encode(wrong, size=40)
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    with pytest.raises(dcodec.PictureError, match="background='white' in Python"):
+        encode(clear, size=40)
+    assert encode(clear, size=40, background="white") == encode(Image.new("RGB", (4, 4), "white"), size=40)
+    with pytest.raises(dcodec.PictureError, match="max_side= in Python"):
+        encode(Image.new("L", (9, 1)), size=40, max_side=8)
+    assert len(encode(Image.new("L", (9, 1)), size=40, max_side=9)) == 40
+    with pytest.raises(dcodec.BitstreamError, match="expected the bytes of a stream, found str"):
+        dcodec.decode("a.dcx")  # type: ignore[arg-type]
+
+
 def test_kinds_of_pictures_give_the_same_bytes(draw: Draw) -> None:
     """Pillow, uint8 and float32 versions of one 8-bit picture."""
     eight = np.rint((draw(3, 12, 20) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
     floats = np.ascontiguousarray((eight.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1))
     png = BytesIO()
     Image.fromarray(eight).save(png, "png")
-    streams = {encode(x, size=50) for x in (eight, floats, Image.fromarray(eight), Image.open(png))}
+    streams = {encode(x, size=24) for x in (eight, floats, Image.fromarray(eight), Image.open(png))}
     assert len(streams) == 1
 
 
@@ -462,8 +489,9 @@ def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
     streams, means, samples = set(), set(), set()
     for chunk in (0, 1, 7, 32):
         streams.add(data := encode(x, size=size, preset=preset, rows=rows, chunk=chunk))
-        means.add(pixels(dcodec.decode(data, chunk=chunk)).tobytes())
-        samples.add(pixels(dcodec.decode(data, estimate="sample", chunk=chunk)).tobytes())
+        shown = dcodec.decode_many(data, samples=1, chunk=chunk)
+        means.add(shown.mean.tobytes())
+        samples.add(shown.samples[0].tobytes())
     assert (len(streams), len(means), len(samples)) == (1, 1, 1)
 
 
@@ -471,7 +499,9 @@ def test_chunk_changes_nothing(preset: str, draw: Draw) -> None:
 
 
 @pytest.mark.parametrize(("channels", "target"), [(3, 21.0), (3, 24.5), (1, 23.0), (1, 30.0)])
-def test_psnr_is_reached_with_hardly_a_byte_too_many(channels: int, target: float, draw: Draw) -> None:
+def test_psnr_is_reached_with_hardly_a_byte_too_many(
+    channels: int, target: float, draw: Draw, prior: GaussianPrior
+) -> None:
     """The decoded mean reaches the target, and no prefix that is more than a few bytes shorter does."""
     x = draw(channels, 40, 40)
     report: dict[str, Any] = {}
@@ -482,7 +512,9 @@ def test_psnr_is_reached_with_hardly_a_byte_too_many(channels: int, target: floa
     assert report["bytes"] == len(data)
     slack = 4 + len(data) // 64
     shorter = [n for n in range(len(data) - 5 * slack, len(data) - slack, slack) if n >= HEADER_SIZE]
-    assert all(psnr(x, dcodec.decode(data, size=n)) < target for n in shorter)
+    header, setting = setting_of(data, prior)
+    for _, state in stream.states(data, header, setting, shorter):
+        assert psnr(x, to_image(estimates.mean(setting, state))) < target
 
 
 def test_psnr_out_of_reach_is_refused(draw: Draw) -> None:

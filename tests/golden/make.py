@@ -52,12 +52,16 @@ def encode(name: str) -> bytes:
 
 def decode(data: bytes) -> dict[str, str]:
     """Hashes of what a stream shows: float32 pixels of the mean, of two samples, and of the mean of its first half."""
-    import dcodec
-    from dcodec.container import HEADER_SIZE
+    from dcodec import estimates
+    from dcodec.container import HEADER_SIZE, MAX_SIDE
+    from dcodec.session import Session
 
-    many = dcodec.decode_many(data, samples=2)
-    half = dcodec.decode_many(data, samples=1, size=(len(data) + HEADER_SIZE) // 2)
-    shown = {"mean": many.mean, "sample": many.samples[0], "second sample": many.samples[1], "half": half.mean}
+    session = Session.of(data, None, None, "cpu", 0, MAX_SIDE)
+    setting = session.setting
+    (_, half), (_, whole) = session.states([(len(data) + HEADER_SIZE) // 2, len(data)])
+    first, second = estimates.samples(setting, whole, 2)
+    means = (estimates.mean(setting, state) for state in (whole, half))
+    shown = dict(zip(("mean", "half", "sample", "second sample"), (*means, first, second), strict=True))
     return {key: sha256(np.ascontiguousarray(value, "<f4").tobytes()).hexdigest() for key, value in shown.items()}
 
 
