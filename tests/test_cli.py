@@ -93,10 +93,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A stream of 120 bytes (2 bpp) of `picture()`."""
+    """A stream of 80 bytes (4/3 bpp) of `picture()`."""
     folder = tmp_path_factory.mktemp("stream")
     picture().save(folder / "in.png")
-    good(spawn("encode", "in.png", "out.dcx", "--bytes", "120", "--prior", "gaussian", cwd=folder))
+    good(spawn("encode", "in.png", "out.dcx", "--bytes", "80", "--prior", "gaussian", cwd=folder))
     return (folder / "out.dcx").read_bytes()
 
 
@@ -308,7 +308,7 @@ def test_quiet_says_nothing(folder: Path) -> None:
 
 
 def test_encoding_again_gives_the_same_bytes(folder: Path, stream: bytes) -> None:
-    arguments = ["encode", "in.png", "-", "--bytes", "120", "--prior", "gaussian", "-q"]
+    arguments = ["encode", "in.png", "-", "--bytes", "80", "--prior", "gaussian", "-q"]
     assert good(run(*arguments, cwd=folder)).out == stream
     assert good(run(*arguments, "--seed", "7", cwd=folder)).out != stream
 
@@ -327,7 +327,7 @@ def test_decode_mean_and_sample(folder: Path, stream: bytes) -> None:
     (folder / "x.dcx").write_bytes(stream)
     result = good(run("decode", "x.dcx", "mean.png", cwd=folder))
     assert result.out == b""
-    assert result.err.startswith("mean.png: 120 bytes")
+    assert result.err.startswith("mean.png: 80 bytes")
     good(run("decode", "x.dcx", "sample.png", "--estimate", "sample", cwd=folder))
     assert shown(folder / "mean.png").shape == shown(folder / "sample.png").shape == (H, W, 3)
     assert error_of(folder / "mean.png") < error_of(folder / "sample.png")
@@ -335,9 +335,9 @@ def test_decode_mean_and_sample(folder: Path, stream: bytes) -> None:
 
 def test_pipes(folder: Path, stream: bytes) -> None:
     data = (folder / "in.png").read_bytes()
-    result = good(spawn("encode", "-", "-", "--bytes", "120", "--prior", "gaussian", stdin=data))
+    result = good(spawn("encode", "-", "-", "--bytes", "80", "--prior", "gaussian", stdin=data))
     assert result.out == stream
-    assert "<stdout>: 120 bytes" in result.err
+    assert "<stdout>: 80 bytes" in result.err
     back = good(spawn("decode", "-", "-", stdin=stream))
     assert back.out.startswith(b"\x89PNG")
     (folder / "x.dcx").write_bytes(stream)
@@ -348,7 +348,7 @@ def test_pipes(folder: Path, stream: bytes) -> None:
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="there is no /dev/stdout")
 def test_pipes_by_name(folder: Path, stream: bytes) -> None:
     """What stands behind such a name has no place that one could write to beside it."""
-    piped = good(spawn("encode", "in.png", "/dev/stdout", "--bytes", "120", "--prior", "gaussian", cwd=folder))
+    piped = good(spawn("encode", "in.png", "/dev/stdout", "--bytes", "80", "--prior", "gaussian", cwd=folder))
     assert piped.out == stream
 
 
@@ -374,7 +374,7 @@ def test_a_prefix_by_option_is_the_prefix_of_the_file(folder: Path, stream: byte
 
 def test_every_prefix_decodes_and_more_is_better(folder: Path, stream: bytes) -> None:
     errors = []
-    for size in (15, 16, 40, 120, 9999):
+    for size in (15, 16, 40, 80, 9999):
         good(run("decode", "-", "x.png", "--bytes", str(size), stdin=stream, cwd=folder))
         errors.append(error_of(folder / "x.png"))
     assert errors[0] > errors[2] > errors[3] == errors[4]
@@ -450,7 +450,7 @@ def test_progress_as_strip_animation_and_folder(folder: Path, stream: bytes) -> 
 
 def test_info_for_people_and_programs(stream: bytes) -> None:
     fields = json.loads(good(run("info", "-", "--json", stdin=stream)).out)
-    assert (fields["width"], fields["height"], fields["bytes"], fields["bpp"]) == (W, H, 120, 2)
+    assert (fields["width"], fields["height"], fields["bytes"], fields["bpp"]) == (W, H, 80, 80 * 8 / (W * H))
     lines = good(run("info", "-", stdin=stream)).out.decode().splitlines()
     assert [line.split()[0] for line in lines] == list(fields)
 

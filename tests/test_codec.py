@@ -339,12 +339,19 @@ def test_prefixes_of_a_picture_under_the_shipped_prior() -> None:
     assert found[-1] > found[0] + 6
 
 
-@pytest.mark.parametrize(("channels", "h", "w", "refreshes"), [(1, 22, 25, 14), (3, 48, 48, 10)])
+@pytest.fixture(scope="module")
+def walked(draw: Draw, prior: GaussianPrior) -> tuple[Setting, Written]:
+    """Ten refreshes on a picture of 48x48 in colour, every step of them."""
+    return recorded(draw(3, 48, 48), prior, "fast", 0, 10)
+
+
+@pytest.mark.parametrize("odd", [True, False])
 def test_rows_of_a_tile_are_orthonormal(
-    channels: int, h: int, w: int, refreshes: int, draw: Draw, prior: GaussianPrior
+    odd: bool, draw: Draw, prior: GaussianPrior, walked: tuple[Setting, Written]
 ) -> None:
     """However many are measured: what is known of one says nothing of another, and none reaches beyond the picture."""
-    setting, own = recorded(draw(channels, h, w), prior, "fast", 0, refreshes)
+    setting, own = recorded(draw(1, 22, 25), prior, "fast", 0, 14) if odd else walked
+    channels, h, w = setting.picture
     anything = torch.randn(9, channels, h, w, generator=torch.Generator().manual_seed(0))
     inside = [(tiles != 0).any(0).numpy() for tiles in analyze(anything, setting.layout)]
     for m, coefficients in zip(own.steps[-1].after.measured, inside, strict=True):
@@ -372,18 +379,18 @@ def test_a_textured_half_gets_gains_of_its_own(draw: Draw, prior: GaussianPrior)
     assert layout.refine(torch.tensor([3, 5]), len(layout) - 1).tolist() == [3, 5]
 
 
-def test_samples_of_all_rounds_count(draw: Draw, prior: GaussianPrior) -> None:
+def test_samples_of_all_rounds_count(walked: tuple[Setting, Written]) -> None:
     """Samples deviate from the mean of their own round; the last one goes on to the next refresh, and so does the centre."""
-    setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
-    before, p = own.steps[-1].before, setting.profile
-    rounds = list(chains.draw_samples(setting, before, own.steps[-1].after.scale))
+    setting, own = walked
+    before, after, p = own.steps[7].before, own.steps[7].after, setting.profile
+    rounds = list(chains.draw_samples(setting, before, after.scale))
     assert [len(samples) for samples in rounds] == [p.samples] * p.rounds
-    assert own.steps[-1].after.samples is not None
-    assert torch.equal(rounds[-1], own.steps[-1].after.samples)
-    centre = chains.draw_centre(setting, before, own.steps[-1].after.scale, rounds[-1])
+    assert after.samples is not None
+    assert torch.equal(rounds[-1], after.samples)
+    centre = chains.draw_centre(setting, before, after.scale, rounds[-1])
     assert len(centre) == p.centre
-    assert own.steps[-1].after.centre is not None
-    assert torch.equal(centre, own.steps[-1].after.centre)
+    assert after.centre is not None
+    assert torch.equal(centre, after.centre)
     index = len(setting.layout) - 1
     bands = torch.stack([analyze(samples, setting.layout)[index] for samples in rounds]).double().numpy()
     middle = analyze(centre, setting.layout)[index]
@@ -412,10 +419,10 @@ def test_evaluations_count_by_their_size(draw: Draw, prior: GaussianPrior) -> No
     assert report["nfe"] == round(walked + centred)
 
 
-def test_a_row_is_measured_again_where_samples_disagree(draw: Draw, prior: GaussianPrior) -> None:
+def test_a_row_is_measured_again_where_samples_disagree(walked: tuple[Setting, Written]) -> None:
     """Its cell is cut when it is wide and the samples vary along it; a cell that the rest of the picture settles waits."""
-    setting, own = recorded(draw(3, 48, 48), prior, "fast", 0, 8)
-    state, p = own.steps[-1].after, setting.profile
+    setting, own = walked
+    state, p = own.steps[7].after, setting.profile
     assert state.samples is not None
     bands = analyze(state.samples, setting.layout, state.scale)
     regions = [setting.layout.region(i) for i in range(len(bands))]

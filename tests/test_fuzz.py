@@ -89,9 +89,11 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
         preset = PRESETS[rng.integers(2)]
         top = 4 if preset == "psc" else 13
         sides = {name: int(2 ** rng.uniform(1, top)) for name in ("width", "height") if rng.integers(2)}
+        rows, step = int(rng.integers(1, 32)), int(rng.integers(128, 256))
+        rows, step = (rows, step - step % 32) if preset == "psc" else (0, step)
         header = replace(
-            Header.unpack(data), **sides, preset=preset, rows=int(rng.integers(1, 32)) if preset == "psc" else 0,
-            gray=bool(rng.integers(2)), seed=int(rng.integers(256)), step=int(rng.integers(128, 256)),
+            Header.unpack(data), **sides, preset=preset, rows=rows, gray=bool(rng.integers(2)), seed=int(rng.integers(256)),
+            step=step,
         )  # fmt: skip
         out[:HEADER_SIZE] = header.pack()
     elif kind == 6:  # more bytes behind
