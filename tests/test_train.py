@@ -486,4 +486,5 @@ def test_two_minutes_on_two_hundred_small_pictures(tmp_path: Path) -> None:
         ["decode", "a.dcx", "a.png", "--prior", "mine"],
     ):
         subprocess.run([*dcodec, *command], check=True, cwd=tmp_path)
-    assert Image.open(tmp_path / "a.png").size == (96, 80)
+    with Image.open(tmp_path / "a.png") as shown:
+        assert shown.size == (96, 80)
