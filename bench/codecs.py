@@ -21,6 +21,7 @@ import dcodec
 from bench import bpg, peers, plugins, states
 from bench.points import Codec, Job, Missing, Point, label
 from dcodec import estimates, spread, stream
+from dcodec.api import budget
 from dcodec.container import HEADER_SIZE, MAX_SIDE
 from dcodec.pictures import from_array, to_image
 from dcodec.prior import catalog
@@ -62,15 +63,14 @@ class Dcodec:
 
     def points(self, picture: Image.Image, jobs: Sequence[Job]) -> Iterator[Point]:
         """See Codec."""
-        pixels = picture.width * picture.height
         wanted: dict[int, list[Job]] = {}
         for job in jobs:
-            size = int(float(job[0].removeprefix("rate=")) * pixels / 8 + 1e-9)
+            size = budget(float(job[0].removeprefix("rate=")), *picture.size)
             if size <= HEADER_SIZE:
                 raise ValueError(f"{job[0]} of {picture.width}x{picture.height} pixels is no more than a header")
             wanted.setdefault(size, []).append(job)
         catalog.load(catalog.find(self.weights), "cpu")  # now, so that no time below includes it
-        highest = int(max(self.rates) * pixels / 8 + 1e-9)
+        highest = budget(max(self.rates), *picture.size)
         begin = time.process_time()
         if self.walk_once:
             place, written = self._walk(np.asarray(picture), highest)

@@ -92,8 +92,8 @@ def encode(
     begin = time.perf_counter()
     if sum(option is not None for option in (bpp, size, psnr)) != 1:
         raise ValueError("give exactly one of bpp, size and psnr")
-    if not all(math.isfinite(option) and option > 0 for option in (bpp, size, psnr) if option is not None):
-        raise ValueError("bpp, size and psnr are finite and above zero")
+    if not all(math.isfinite(option) and option > 0 for option in (bpp, psnr) if option is not None):
+        raise ValueError("bpp and psnr are finite and above zero")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it is one of {', '.join(PRESETS)}")
     if rows is not None and preset != "psc":
@@ -110,7 +110,7 @@ def encode(
     header = Header(w, h, c == 1, preset, (rows or 1) if preset == "psc" else 0, b"\0\0", seed, rest=rest)
     header.pack()  # refuses fields out of range before the work starts
     if size is not None and size < header.size:
-        raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}: give --bytes 40, or more")
+        raise ValueError(f"a budget of {size} bytes is smaller than the header of {header.size}: ask for more (--bytes)")
     if size is not None and size > max(MOST * x.size, 1 << 16):
         raise ValueError(f"a budget of {size} bytes is more than all there can be to say of {w}x{h} pixels")
 

@@ -344,17 +344,20 @@ def write_atomically(path: str, data: bytes) -> None:
             with open(path, "wb") as device:
                 device.write(data)
         else:
-            _replace(os.path.realpath(path), data)  # a link stays a link
+            with replacing(path) as part, open(part, "xb") as file:
+                file.write(data)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _replace(target: str, data: bytes) -> None:
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """The name of a file to write, which takes the place of `path` at the end, with its permissions, or is gone."""
+    target = os.path.realpath(path)  # a link stays a link
     # The temporary file is made here and not by tempfile, which would hide it from everybody but its owner.
     part = os.path.join(os.path.dirname(target), f".dcodec-{secrets.token_hex(8)}.part")
     try:
-        with open(part, "xb") as file:
-            file.write(data)
+        yield part
         with suppress(FileNotFoundError):
             os.chmod(part, stat.S_IMODE(os.stat(target).st_mode))
         os.replace(part, target)

@@ -325,6 +325,7 @@ def test_bd_rate_by_hand():
     curve = {0.1: 26.0, 0.2: 28.5, 0.4: 31.0, 0.8: 34.0}
     assert bd_rate(curve, curve) == 0
     assert bd_rate(curve, {0.9 * bpp: dB for bpp, dB in curve.items()}) == pytest.approx(-10)
+    assert np.isnan(bd_rate(curve, {bpp: dB - 20 for bpp, dB in curve.items()}))
     # lines in log rate, 3 and 4 dB an octave, equal at 0.2: the mean of log2 is that in the middle of what they share
     three, four = ({0.2 * 2.0**k: 28 + slope * k for k in range(-1, 3)} for slope in (3, 4))
     middle = (25 + 34) / 2 - 28

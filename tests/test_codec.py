@@ -162,10 +162,10 @@ def test_a_budget_beyond_all_there_is_to_say(preset: str, draw: Draw) -> None:
 
 def test_budgets_below_the_header_are_refused(draw: Draw) -> None:
     x = draw(3, 16, 16)
-    for size in (1, HEADER_SIZE - 1):
+    for size in (0, 1, HEADER_SIZE - 1):
         with pytest.raises(ValueError, match="smaller than the header"):
             encode(x, size=size)
-    for option in ({"size": 0}, {"bpp": math.nan}, {"bpp": math.inf}, {"psnr": -1.0}, {"psnr": math.nan}):
+    for option in ({"bpp": 0.0}, {"bpp": math.nan}, {"bpp": math.inf}, {"psnr": -1.0}, {"psnr": math.nan}):
         with pytest.raises(ValueError, match="finite and above zero"):
             encode(x, **option)
     for option in ({"bpp": 1e300}, {"size": 10**30}):

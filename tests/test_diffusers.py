@@ -455,11 +455,11 @@ def test_added_priors_are_found_by_name_and_by_stream(saved: dict[str, Path], ho
         refused = run(cli, ["priors", *arguments])
         assert refused.exit_code == 1
         assert message in refused.output
-    assert [own.name for own in folder.added()] == ["mine"]
+    assert [name for name, _, _ in folder.added()] == ["mine"]
     for content in ('{"name": "x", "sha256": "zz"}', '{"name": "x", "bytes": []}', '{"name": "x", "sha256": 7}', "[]", "{"):
         (home / "priors" / "x").mkdir(exist_ok=True)
         (home / "priors" / "x" / folder.RECORD).write_text(content)
-        assert [own.name for own in folder.added()] == ["mine"]
+        assert [entry.name for entry in catalog.installed()[len(catalog.shipped()) :]] == ["mine"]
 
 
 # The pipeline. --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcodec.prior import folder
 
@@ -49,8 +49,16 @@ def gaussian_digest(parameters: Spectrum) -> bytes:
 
 def installed() -> tuple[Entry, ...]:
     """The priors that come with the package, the default first, and those that were added."""
-    added = (Entry(own.name, own.path, own.size, own.digest, own.domain, own.cost) for own in folder.added())
-    return (*shipped(), *added)
+    return (*shipped(), *filter(None, (_added(*found) for found in folder.added())))
+
+
+def _added(name: str, path: Path, record: dict[str, Any]) -> Entry | None:
+    """A prior that was added; None when its record was edited by hand: as good as gone."""
+    try:
+        return Entry(name, path, int(record.get("bytes", 0)), bytes.fromhex(record.get("sha256", "")),
+                     str(record.get("domain", "")), float(record.get("gflop", 0.0)))  # fmt: skip
+    except (TypeError, ValueError):
+        return None
 
 
 @cache

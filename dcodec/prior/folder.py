@@ -138,30 +138,14 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dcodec"
 
 
-@dataclass(frozen=True)
-class Added:
-    """The record of a prior that was added: name, folder, bytes, sha256, what it knows, GFLOP of an evaluation."""
-
-    name: str
-    path: Path
-    size: int
-    digest: bytes
-    domain: str
-    cost: float
-
-
-def added() -> Iterator[Added]:
-    """Every prior that was added."""
-    for path in sorted((home() / "priors").glob(f"*/{RECORD}")):
+def added() -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """(name, folder, record) of every prior that was added."""
+    for record in sorted((home() / "priors").glob(f"*/{RECORD}")):
         try:
-            told = _json(path)
-            record = Added(
-                str(told["name"]), path.parent, int(told.get("bytes", 0)), bytes.fromhex(told.get("sha256", "")),
-                str(told.get("domain", "")), float(told.get("gflop", 0.0)),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError):  # half removed or edited by hand: as good as gone
+            content = _json(record)
+            yield str(content["name"]), record.parent, content
+        except (KeyError, ValueError):  # half removed by hand: as good as gone
             continue
-        yield record
 
 
 def add(folder: Path, name: str, describe: Callable[[Path], dict[str, Any]]) -> Path:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dcodec.pictures import check_writable, load, to_image
+from dcodec.pictures import check_writable, load, replacing, to_image
 from dcodec.transform import split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
@@ -183,15 +183,10 @@ def pack(sources: Sequence[Path], out: Path, megabytes: float, seed: int = 0) ->
     chosen = set(order[: int(np.searchsorted(ends, megabytes * 2**20 - 10240, "right"))].tolist())
     if not chosen:
         raise ValueError(f"none of {len(sizes)} pictures fits into {megabytes:g} MiB")
-    part = out.with_name(out.name + ".part")
-    try:
-        with tarfile.open(part, "w") as archive:
-            for i, file in enumerate(files(sources)):
-                if i in chosen:
-                    member = tarfile.TarInfo(f"{i:06}-{Path(file.name).name}")
-                    member.size = file.size
-                    archive.addfile(member, io.BytesIO(file.read()))
-        part.replace(out)
-    finally:  # also after an interrupt
-        part.unlink(missing_ok=True)
+    with replacing(str(out)) as part, tarfile.open(part, "w") as archive:
+        for i, file in enumerate(files(sources)):
+            if i in chosen:
+                member = tarfile.TarInfo(f"{i:06}-{Path(file.name).name}")
+                member.size = file.size
+                archive.addfile(member, io.BytesIO(file.read()))
     return len(chosen), len(sizes)
