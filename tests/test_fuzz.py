@@ -132,8 +132,8 @@ def streams(draw: Draw) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(100, 1), *(pytest.param(500, seed, marks=pytest.mark.slow) for seed in range(2, 7))]
-)  # 2,500 by five workers, not one
+    ("count", "seed"), [(100, 1), *(pytest.param(500, seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)  # 2,000, but not all by one worker
 def test_damaged_streams(count: int, seed: int, streams: list[bytes]) -> None:
     check(streams, count, seed)
 

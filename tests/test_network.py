@@ -464,6 +464,33 @@ def test_instruction_sets_do_not_matter(photo: Body, onednn: str, aten: str) -> 
     assert process.stdout.split() == [one] * len(KERNELS)
 
 
+PACKED = """
+import torch
+from safetensors.torch import load_file
+from dcodec.prior.network import Body
+body = Body.load(load_file({path!r}))
+for side in (32, 64, 32):
+    inp = torch.zeros(3, 6, side, side)
+    body(inp, 8)
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        body(inp, 8)
+"""
+
+
+@needs_photo
+@pytest.mark.skipif(choose(torch.device("cpu")) != "onednn", reason="oneDNN's int8 kernels are not exact here")
+def test_weights_are_packed_once_for_each_size() -> None:
+    """By oneDNN's own account: packed for another size, small layers took VNNI a hundred times as long as their sums."""
+    settings = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", PACKED.format(path=str(PHOTO))], env=os.environ | settings, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    done = [line for line in process.stdout.splitlines() if ",exec,cpu," in line]
+    assert sum(",convolution," in line for line in done) > 3 * 30
+    assert not [line for line in done if ",reorder," in line]
+
+
 def test_bad_calls_and_bad_tensors_are_refused() -> None:
     tensors = tiny_tensors()
     body = Body.load(tensors)

@@ -28,6 +28,7 @@ EXACT = 2**24  # integers below this are exact in float32
 KERNEL_VARIABLE = "DCODEC_KERNEL"
 BLOCK = 2**16  # numbers read into 8 bits at once on a CPU: what its cache holds
 ONES = 1.5 * 2.0**23  # float32 numbers from here on are one apart, and their last byte counts them
+PACKED_SIZES = 16  # of inputs that a layer keeps its weights packed for: more than a walk has scales
 WINDOW_NUMBERS = 2**25  # what `_unfold` holds at once, a row of results at least: 128 MiB
 
 
@@ -95,9 +96,13 @@ class Conv:
         return self.bias.to(torch.float32) * self._scale  # (L, O), exact
 
     @functools.cached_property
-    def _packed(self) -> Tensor:
-        # The example shape only suggests a memory layout. Left out, 1x1 layers ran three times slower.
-        shape = [1, self.weight.shape[1], 64, 64]
+    def _packed(self) -> Callable[[int, int], Tensor]:
+        return functools.lru_cache(maxsize=PACKED_SIZES)(self._pack)
+
+    def _pack(self, height: int, width: int) -> Tensor:
+        # In the layout of the kernel that oneDNN takes for inputs of that size. From any other layout it would pack them anew
+        # at every call, which took small ones on processors with VNNI a hundred times as long as the sums.
+        shape = [1, self.weight.shape[1], height, width]
         packed: Tensor = torch.ops.onednn.qconv_prepack(self.weight, self._scale, 1.0, 0, *self._geometry, 1, shape)
         return packed
 
@@ -154,7 +159,7 @@ def _onednn(conv: Conv, x: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor
     zeros = torch.zeros(len(conv.weight), dtype=torch.int32)
     activation = "relu" if dtype == torch.uint8 else "none"
     y: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        x, 1.0, 0, conv._packed, conv._scale, zeros, offset, *conv._geometry, 1, 1.0, 0, dtype, activation, [], ""
+        x, 1.0, 0, conv._packed(*x.shape[2:]), conv._scale, zeros, offset, *conv._geometry, 1, 1.0, 0, dtype, activation, [], ""
     )
     return y
 
