@@ -504,7 +504,7 @@ def test_the_pipeline_makes_the_same_streams(
 
 @pytest.mark.slow
 def test_a_model_trained_on_digits_is_a_prior(tmp_path: Path) -> None:
-    """Twenty seconds of training make a folder that encode takes, and its denoiser leaves less noise than there was."""
+    """A minute of training makes a folder that encode takes, and its denoiser leaves less noise than there was."""
     from bench import models as training
 
     digits = np.zeros((9100, 28, 28), np.uint8)
@@ -512,7 +512,7 @@ def test_a_model_trained_on_digits_is_a_prior(tmp_path: Path) -> None:
         digits[i, 4:24, 8 + i % 9 : 11 + i % 9] = 255
     head = bytes([0, 0, 8, 3]) + np.array([len(digits), 28, 28], ">u4").tobytes()
     (tmp_path / "digits.gz").write_bytes(gzip.compress(head + digits.tobytes()))
-    arguments = ["digits", str(tmp_path / "digits.gz"), str(tmp_path / "model"), "--minutes", "0.33"]
+    arguments = ["digits", str(tmp_path / "digits.gz"), str(tmp_path / "model"), "--minutes", "1"]
     assert CliRunner().invoke(training.cli, arguments, catch_exceptions=False).exit_code == 0
     prior = DiffusersPrior.load(tmp_path / "model", "digits", arithmetic="native")
     x = torch.from_numpy(digits[9000:9016, None] / np.float32(127.5) - 1) * 3**0.5

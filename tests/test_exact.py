@@ -53,13 +53,13 @@ MIDDLE = {
     "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in numpy_features() if "512" in name or "V4" in name),
     "OPENBLAS_CORETYPE": "Haswell", "MKL_CBWR": "AVX2",
 }  # fmt: skip
-NEW = {"OMP_NUM_THREADS": "2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"}
+NEW = {"OMP_NUM_THREADS": "2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"}
 MACHINES = {"old": (OLD, 7)}  # settings, chunk
 SINGLE = {"middle": (MIDDLE, 1), "new": (NEW, 32)} | {  # one setting at a time
     f"{name}={value}": ({name: value}, chunk)
     for name, value, chunk in [
         ("OMP_NUM_THREADS", "1", 32), ("OMP_NUM_THREADS", "2", 7),
-        *[("ONEDNN_MAX_CPU_ISA", isa, 0) for isa in ("SSE41", "AVX2", "AVX512_CORE", "DEFAULT")],
+        *[("ONEDNN_MAX_CPU_ISA", isa, 0) for isa in ("SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "DEFAULT")],
         *[("ATEN_CPU_CAPABILITY", level, 0) for level in ("default", "avx2", "avx512")],
         *[("NPY_DISABLE_CPU_FEATURES", " ".join(numpy_features()[i:]), 0) for i in range(len(numpy_features()))],
         *[("OPENBLAS_CORETYPE", core, 0) for core in ("Prescott", "Haswell")],
